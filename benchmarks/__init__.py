@@ -1,0 +1,1 @@
+"""One script per claim; see the README beside this file."""

@@ -1,0 +1,205 @@
+"""A three-layer CNN trained by Muon, Scion, Gluon, Optax's Muon and AdamW.
+
+Claim: TODO
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from benchmarks import data, record, report, train
+from benchmarks.models import cnn
+from benchmarks.optimizers import OPTIMIZERS
+
+RESULTS = Path(__file__).parent / "results"
+NUM_EPOCHS = {"digits": 30, "mnist": 3, "fashion_mnist": 4, "cifar10": 5}
+BATCH_SIZE = {"digits": 64, "mnist": 128, "fashion_mnist": 128, "cifar10": 128}
+TARGET_ACCURACY = {"digits": 0.97, "mnist": 0.98, "fashion_mnist": 0.88, "cifar10": 0.6}
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line; unknown names end the program with the known ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cnn",
+        description="Trains a three-layer CNN with several optimizers.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--optimizers",
+        type=optimizer_names,
+        default=list(OPTIMIZERS),
+        help=f"comma-separated, of: {', '.join(OPTIMIZERS)}",
+    )
+    parser.add_argument("--dataset", choices=data.DATASETS, default="digits")
+    parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    parser.add_argument("--epochs", type=positive, help="default: by data set")
+    parser.add_argument("--batch-size", type=positive, help="default: by data set")
+    parser.add_argument(
+        "--learning-rate",
+        type=learning_rate,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="peak learning rate of an optimizer",
+    )
+    parser.add_argument(
+        "--target-accuracy", type=share, help="on validation; default: by data set"
+    )
+    parser.add_argument("--evaluations", type=positive, default=20)
+    parser.add_argument(
+        "--limit", type=positive, help="use only the first images of both parts"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    return parser.parse_args(arguments)
+
+
+def optimizer_names(text: str) -> list[str]:
+    """Reads `muon,adamw`."""
+    names = text.split(",")
+    for name in names:
+        known_optimizer(name)
+    return names
+
+
+def learning_rate(text: str) -> tuple[str, float]:
+    """Reads `muon=0.02`."""
+    name, _, value = text.partition("=")
+    known_optimizer(name)
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be NAME=VALUE with a number as value, got {text!r}"
+        ) from None
+
+
+def known_optimizer(name: str) -> None:
+    """Raises argparse's error, with the known names, for an unknown one."""
+    if name not in OPTIMIZERS:
+        raise argparse.ArgumentTypeError(
+            f"unknown optimizer {name!r} (choose from {', '.join(OPTIMIZERS)})"
+        )
+
+
+def positive(text: str) -> int:
+    """Reads a positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Reads a number in (0, 1]."""
+    value = float(text)
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie in (0, 1], got {text!r}")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    options = parse(arguments)
+    dataset = data.load(options.dataset)
+    if options.limit:
+        dataset = data.head(dataset, options.limit)
+    schedule = train.Schedule(
+        batch_size=options.batch_size or BATCH_SIZE[options.dataset],
+        num_epochs=options.epochs or NUM_EPOCHS[options.dataset],
+        seed=options.seed,
+        num_evaluations=options.evaluations,
+    )
+    target = options.target_accuracy or TARGET_ACCURACY[options.dataset]
+    title = f"{options.dataset}, {options.model} CNN, seed {options.seed}"
+    entries, status = [], 0
+    try:
+        for name in options.optimizers:
+            entry = run(name, options, dataset, schedule, target)
+            record.append(options.output / "cnn.jsonl", entry)
+            entries.append(entry)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished runs:", file=sys.stderr)
+        status = INTERRUPTED
+    print(f"\n{title}\n\n{table(entries, target)}\n")
+    if entries:
+        name = f"cnn_{options.dataset}_{options.model}_seed{options.seed}.png"
+        report.plot_accuracy(options.output / name, entries, title, target)
+        print(
+            f"lines: {options.output / 'cnn.jsonl'}\npicture: {options.output / name}"
+        )
+    return status
+
+
+def run(
+    name: str,
+    options: argparse.Namespace,
+    dataset: data.Dataset,
+    schedule: train.Schedule,
+    target: float,
+) -> dict[str, Any]:
+    """Trains the network with one optimizer; returns the record of the run.
+
+    All optimizers start from the same weights and see the same batches.
+    """
+    model = cnn.CNN(
+        dataset.train_images.shape[1:],
+        cnn.PRESETS[options.model],
+        len(dataset.classes),
+        rngs=nnx.Rngs(options.seed),
+    )
+    graphdef, params = cnn.init_params(model)
+    apply = partial(cnn.apply, graphdef)
+    peak = dict(options.learning_rate).get(name, OPTIMIZERS[name].learning_rate)
+    optimizer = OPTIMIZERS[name].build(train.linear_decay(dataset, schedule, peak))
+    result = train.train(
+        train.build_train_step(apply, optimizer),
+        train.build_accuracy(apply),
+        params,
+        optimizer.init(params),
+        dataset,
+        schedule,
+        label=name,
+    )
+    return {
+        "benchmark": "cnn",
+        "dataset": dataset.name,
+        "model": options.model,
+        "optimizer": name,
+        "learning_rate": peak,
+        "learning_rate_schedule": "linear to 0",
+        **schedule._asdict(),
+        "num_train_images": len(dataset.train_labels),
+        "target_accuracy": target,
+        **train.measurements(result, target),
+        **record.provenance(seed=options.seed),
+        "history": [point._asdict() for point in result.history],
+    }
+
+
+def table(entries: list[dict[str, Any]], target: float) -> str:
+    """One row for each finished run."""
+    header = ["optimizer", "learning rate", f"time to {report.percent(target)}"]
+    header += ["final train", "final validation", "step time", "compile time"]
+    rows = [
+        [
+            entry["optimizer"],
+            f"{entry['learning_rate']:g}",
+            report.seconds(entry["time_to_target_s"], absent="not reached"),
+            report.percent(entry["final_train_accuracy"]),
+            report.percent(entry["final_validation_accuracy"]),
+            report.seconds(entry["step_time_s"]),
+            report.seconds(entry["compile_time_s"]),
+        ]
+        for entry in entries
+    ]
+    return report.format_table(header, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

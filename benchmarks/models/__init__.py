@@ -1,0 +1,1 @@
+"""The networks that the benchmarks train, in Flax nnx."""
