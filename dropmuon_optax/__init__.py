@@ -1,0 +1,34 @@
+"""Layer-wise LMO optimizers for JAX and Optax: Muon, Scion, Gluon.
+
+>>> import jax.numpy as jnp
+>>> import dropmuon_optax as dm
+>>> params = {"dense": {"kernel": jnp.ones((4, 8)), "bias": jnp.zeros(8)}}
+>>> tx = dm.muon(learning_rate=0.02)
+>>> state = tx.init(params)
+"""
+
+from dropmuon_optax import linalg as linalg
+from dropmuon_optax import norms as norms
+from dropmuon_optax.algorithms.gluon import gluon as gluon
+from dropmuon_optax.algorithms.gluon import (
+    gluon_learning_rate_schedule as gluon_learning_rate_schedule,
+)
+from dropmuon_optax.algorithms.gluon import (
+    gluon_momentum_schedule as gluon_momentum_schedule,
+)
+from dropmuon_optax.algorithms.gluon import scale_by_momentum as scale_by_momentum
+from dropmuon_optax.algorithms.muon import muon as muon
+from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
+from dropmuon_optax.algorithms.scion import scion as scion
+from dropmuon_optax.geometry import muon_geometry as muon_geometry
+from dropmuon_optax.geometry import scion_geometry as scion_geometry
+from dropmuon_optax.layers import Layer as Layer
+from dropmuon_optax.layers import Stacked as Stacked
+from dropmuon_optax.layers import count_layers as count_layers
+from dropmuon_optax.layers import describe as describe
+from dropmuon_optax.layers import layers_by_path as layers_by_path
+from dropmuon_optax.leaves import AdaptiveRadius as AdaptiveRadius
+from dropmuon_optax.lmo import scale_by_lmo as scale_by_lmo
+from dropmuon_optax.views import View as View
+
+__version__ = "0.1.0"

@@ -1,0 +1,230 @@
+"""Gluon: layer-wise linear minimization oracles over momentum (arXiv:2505.13416).
+
+    Algorithm 1.  Input: X⁰, momentum β, radii tᵢᵏ, norms ‖·‖₍ᵢ₎ for layers i = 1, …, b
+      for k = 0, 1, 2, …
+        for each layer i
+          1. sample ξᵏ, compute the stochastic gradient ∇ᵢf(Xᵏ; ξᵏ)
+          2. Mᵢᵏ   = β Mᵢᵏ⁻¹ + (1 − β) ∇ᵢf(Xᵏ; ξᵏ)
+          3. Xᵢᵏ⁺¹ = LMO over B(Xᵢᵏ, tᵢᵏ) of Mᵢᵏ
+                   = Xᵢᵏ + argmin {⟨Mᵢᵏ, x⟩ : ‖x‖₍ᵢ₎ ≤ tᵢᵏ}
+
+Here k counts from 0, M⁻¹ = 0 as in the Muon and Scion codes (with the momentum schedule
+of Theorem 2, β⁰ = 0, so M⁰ is the first gradient as the theorem asks), and
+tᵢᵏ = learning_rate(k)·radiusᵢ. Muon and Scion are this algorithm in their own norms.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from dropmuon_optax import checks
+from dropmuon_optax.layers import LayersFn, layers_by_path
+from dropmuon_optax.lmo import scale_by_lmo
+
+
+def gluon(
+    learning_rate: optax.ScalarOrSchedule,
+    layers: LayersFn | None = None,
+    momentum: optax.ScalarOrSchedule = 0.9,
+    *,
+    nesterov: bool = False,
+    constrained: bool = False,
+    weight_decay: ArrayLike = 0.0,
+    momentum_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Layer-wise LMO steps: Xᵢ ← Xᵢ + argmin {⟨Mᵢ, x⟩ : ‖x‖₍ᵢ₎ ≤ tᵢ}.
+
+    Args:
+      learning_rate: γ, a number or a schedule of the step count k; the step's length in
+        layer i's norm is tᵢᵏ = γ(k)·radiusᵢ. For a layer with an `AdaptiveRadius` give
+        1.0 (Theorem 1).
+      layers: a function from the parameters to a tree of `Layer`s; None is
+        `layers_by_path(None)`, Scion's norms by name and shape.
+      momentum: β in [0, 1), the weight of the old momentum; a number or a schedule.
+      nesterov: whether the oracle sees (1 − β)g + βM in place of M. Not in the paper.
+      constrained: whether Xᵢ stays in the ball of its radius, by the Frank–Wolfe step
+        Xᵢ ← (1 − γ)Xᵢ + γ·argmin {⟨Mᵢ, x⟩ : ‖x‖₍ᵢ₎ ≤ radiusᵢ}.
+      weight_decay: λ ≥ 0, decoupled: X ← X − γλX besides. Not in the paper.
+      momentum_dtype: dtype of M; None is the parameters'.
+
+    Returns:
+      A transformation whose updates have the parameters' dtype.
+
+    Raises:
+      ValueError: if an argument is out of range, or from `init` if a leaf has no norm.
+
+    Examples:
+      >>> params = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
+      >>> tx = gluon(0.1)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> [update.shape for update in jax.tree.leaves(updates)]
+      [(2,), (2, 2)]
+
+    References:
+      Riabinin, Shulgin, Gruntkowska, Richtárik, Gluon, arXiv:2505.13416, Algorithm 1.
+    """
+    checks.in_range("learning_rate", learning_rate, 0.0)
+    checks.in_range("weight_decay", weight_decay, 0.0)
+    if constrained and checks.is_concrete(weight_decay) and weight_decay != 0:
+        raise ValueError(
+            "`weight_decay` must be 0 where `constrained` is True (the step shrinks X "
+            f"by 1 − γ already), got {weight_decay!r}"
+        )
+    if layers is None:
+        layers = layers_by_path(None)
+    # The Frank–Wolfe step −γ(−LMO + X) is a plain one with a weight decay of 1.
+    decay = 1.0 if constrained else weight_decay
+    return optax.chain(
+        scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
+        scale_by_lmo(layers),
+        add_weights(decay),
+        descend(learning_rate),
+    )
+
+
+class MomentumState(NamedTuple):
+    """State of `scale_by_momentum`."""
+
+    count: Any  # k, steps taken, int32 of shape ()  # pyright: ignore
+    momentum: Any  # M, as the parameters, in units of the gradient
+
+
+def scale_by_momentum(
+    momentum: optax.ScalarOrSchedule = 0.9,
+    *,
+    nesterov: bool = False,
+    momentum_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Momentum as an exponential moving average: Mᵏ = β Mᵏ⁻¹ + (1 − β) gᵏ.
+
+    Args:
+      momentum: β in [0, 1), the weight of the old buffer; a number or a schedule.
+      nesterov: whether to return (1 − β)gᵏ + βMᵏ (the `lerp` form of Keller Jordan's
+        and PyTorch's Muon, without bias correction) in place of Mᵏ.
+      momentum_dtype: dtype of M; None is the parameters'. The average itself is taken
+        in float32 or wider.
+
+    Returns:
+      A transformation whose updates have the gradients' dtype.
+
+    Raises:
+      ValueError: if `momentum` is a number outside [0, 1).
+
+    Examples:
+      >>> tx = scale_by_momentum(0.5)
+      >>> g = jnp.array([4.0])
+      >>> _, state = tx.update(g, tx.init(g))
+      >>> tx.update(g, state)[0].item()
+      3.0
+
+    References:
+      Gluon, arXiv:2505.13416, Algorithm 1, line 2.
+    """
+    checks.in_range("momentum", momentum, 0.0, 1.0, open_high=True)
+    dtype = checks.float_dtype("momentum_dtype", momentum_dtype)
+
+    def init(params: Any) -> MomentumState:
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
+        return MomentumState(jnp.zeros((), jnp.int32), zeros)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, MomentumState]:
+        del params, extra
+        beta = momentum(state.count) if callable(momentum) else momentum
+
+        def lerp(old: Array, new: Array, out: Array) -> Array:
+            wide = jnp.promote_types(old.dtype, jnp.promote_types(new.dtype, "float32"))
+            b = jnp.asarray(beta, wide)
+            mean = b * old.astype(wide) + (1 - b) * new.astype(wide)
+            return mean.astype(out.dtype)
+
+        buffer = jax.tree.map(lambda m, g: lerp(m, g, m), state.momentum, updates)
+        seen = jax.tree.map(
+            lambda m, g: lerp(m, g, g) if nesterov else m.astype(g.dtype),
+            buffer,
+            updates,
+        )
+        return seen, MomentumState(optax.safe_increment(state.count), buffer)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def add_weights(weight_decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
+    """Adds λX to the updates, and gives them the parameters' dtype.
+
+    Args:
+      weight_decay: λ; a plain 0 needs no parameters in `update`.
+
+    Returns:
+      A transformation without state.
+    """
+    needless = checks.is_concrete(weight_decay) and weight_decay == 0
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del extra
+        if params is None:
+            if needless:
+                return updates, state
+            raise ValueError(
+                "`params` must be given to `update` with weight decay or a constraint, "
+                "got None"
+            )
+
+        def add(g: Array, x: Array) -> Array:
+            decay = 0 if needless else jnp.asarray(weight_decay, x.dtype) * x
+            return g.astype(x.dtype) + decay
+
+        return jax.tree.map(add, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def descend(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """The end of the chain: updates become −γ(k) times themselves, in their dtype.
+
+    A number counts as a constant schedule, because `optax.scale_by_learning_rate` keeps
+    the updates' dtype for schedules alone.
+    """
+    if callable(learning_rate):
+        return optax.scale_by_learning_rate(learning_rate)
+    return optax.scale_by_learning_rate(lambda count: learning_rate)
+
+
+def gluon_momentum_schedule() -> optax.Schedule:
+    """βᵏ = 1 − (k + 1)^(−1/2), the momentum of Gluon's stochastic rule.
+
+    Examples:
+      >>> gluon_momentum_schedule()(jnp.array([0, 3]))
+      Array([0. , 0.5], dtype=float32)
+
+    References:
+      Gluon, arXiv:2505.13416, Theorem 2.
+    """
+    return lambda count: 1 - jnp.asarray(count + 1, jnp.float32) ** -0.5
+
+
+def gluon_learning_rate_schedule(t: float) -> optax.Schedule:
+    """tᵏ = t·(k + 1)^(−3/4), the radius of Gluon's stochastic rule.
+
+    Args:
+      t: the first radius, in units of the layer's norm, divided by `Layer.radius`.
+
+    Raises:
+      ValueError: if `t` is negative.
+
+    Examples:
+      >>> gluon_learning_rate_schedule(8.0)(jnp.array([0, 15]))
+      Array([8., 1.], dtype=float32)
+
+    References:
+      Gluon, arXiv:2505.13416, Theorem 2.
+    """
+    checks.in_range("t", t, 0.0)
+    return lambda count: t * jnp.asarray(count + 1, jnp.float32) ** -0.75

@@ -1,0 +1,103 @@
+"""Muon: Gluon's step in the spectral norm, and AdamW for what is no matrix.
+
+    Keller Jordan's update of a matrix X with buffer M (github.com/KellerJordan/Muon):
+      1. M ← M + (1 − β)(g − M)                      `buf.lerp_(g, 1 - beta)`
+      2. U = g + β(M − g)                            `g.lerp(buf, beta)`, Nesterov
+      3. O = NewtonSchulz₅(U)                        ≈ the polar factor of U
+      4. X ← (1 − γλ)X
+      5. X ← X − γ·√max(1, rows/columns)·O           rows/columns = fan_out/fan_in
+
+Lines 1 and 2 are `scale_by_momentum(nesterov=True)`, 3 and 5 are −LMO of the norm
+`muon_spectral()`, 4 is decoupled weight decay: Gluon with these constants. The sides in
+line 5 are those of the matrix view. That is PyTorch's `torch.optim.Muon` and, for
+matrices, Keller Jordan's; for convolutions his code reads the sides off the kernel.
+"""
+
+from typing import Any
+
+import jax
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from dropmuon_optax import checks
+from dropmuon_optax.algorithms.gluon import add_weights, descend, scale_by_momentum
+from dropmuon_optax.geometry import muon_geometry
+from dropmuon_optax.layers import LayersFn, layers_by_path
+from dropmuon_optax.leaves import join
+from dropmuon_optax.lmo import scale_by_lmo
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    layers: LayersFn | None = None,
+    *,
+    momentum: optax.ScalarOrSchedule = 0.95,
+    nesterov: bool = True,
+    weight_decay: ArrayLike = 0.0,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: ArrayLike = 0.9,
+    adam_b2: ArrayLike = 0.95,
+    adam_eps: ArrayLike = 1e-10,
+    adam_weight_decay: ArrayLike | None = None,
+    momentum_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon for matrices and kernels, AdamW for the rest.
+
+    Args:
+      learning_rate: γ, a number or a schedule, in units of spectral norm per step.
+      layers: a function from the parameters to a tree of `Layer`s; leaves with
+        `norm=None` go to AdamW. None is `layers_by_path(None, muon_geometry)`: vectors,
+        embeddings, output heads and depthwise kernels by AdamW, the rest by the
+        spectral norm (see `describe`).
+      momentum: β in [0, 1), the weight of the old buffer.
+      nesterov: whether to use Nesterov's momentum, line 2 above.
+      weight_decay: λ ≥ 0, decoupled and multiplied by the learning rate.
+      adam_learning_rate: AdamW's learning rate; None is `learning_rate`.
+      adam_b1: AdamW's decay of the first moment.
+      adam_b2: AdamW's decay of the second moment.
+      adam_eps: AdamW's ε.
+      adam_weight_decay: AdamW's weight decay; None is `weight_decay`.
+      momentum_dtype: dtype of Muon's buffer; None is the parameters'.
+
+    Returns:
+      A transformation whose updates have the parameters' dtype.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.zeros((4, 16)), "bias": jnp.zeros(16)}
+      >>> tx = muon(0.02)
+      >>> grads = jax.tree.map(jnp.ones_like, params)
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["kernel"].shape
+      (4, 16)
+
+    References:
+      Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, Muon, 2024.
+    """
+    checks.in_range("learning_rate", learning_rate, 0.0)
+    checks.in_range("weight_decay", weight_decay, 0.0)
+    if layers is None:
+        layers = layers_by_path(None, muon_geometry)
+    matrices = optax.chain(
+        scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
+        scale_by_lmo(layers),
+        add_weights(weight_decay),
+        descend(learning_rate),
+    )
+    rest = optax.chain(
+        optax.scale_by_adam(b1=adam_b1, b2=adam_b2, eps=adam_eps),
+        add_weights(weight_decay if adam_weight_decay is None else adam_weight_decay),
+        descend(learning_rate if adam_learning_rate is None else adam_learning_rate),
+    )
+
+    def labels(params: Any) -> Any:
+        names = [
+            "adam" if leaf.layer.norm is None else "muon"
+            for leaf in join(layers, params)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params), names)
+
+    return optax.partition({"muon": matrices, "adam": rest}, labels)

@@ -1,0 +1,117 @@
+"""Checks of arguments, made before anything is traced.
+
+A check looks only at what is known without running the program: Python numbers,
+shapes, dtypes. Traced values pass, so that `optax.inject_hyperparams` works.
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether `value` is a plain Python number, so that its range can be checked."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Refuses a number outside [low, high], and what is no number at all.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a Python number, an array (whose value is not looked at), or a schedule.
+      low: the smallest value allowed.
+      high: the largest value allowed.
+      open_low: whether `low` itself is refused.
+      open_high: whether `high` itself is refused.
+
+    Raises:
+      ValueError: naming the argument, the interval and the value.
+
+    >>> in_range("momentum", 1.0, 0, 1, open_high=True)
+    Traceback (most recent call last):
+    ...
+    ValueError: `momentum` must be in [0, 1), got 1.0
+    """
+    if isinstance(value, jax.Array) or callable(value):
+        return
+    interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+    if not is_concrete(value):
+        if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+            value = float(value)
+        else:
+            raise ValueError(f"`{name}` must be a number in {interval}, got {value!r}")
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (above and below):
+        raise ValueError(f"`{name}` must be in {interval}, got {value!r}")
+
+
+def positive_int(name: str, value: Any) -> None:
+    """Refuses anything but a whole number of at least 1.
+
+    >>> positive_int("num_steps", 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: `num_steps` must be a whole number of at least 1, got 0
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(
+            f"`{name}` must be a whole number of at least 1, got {value!r}"
+        )
+
+
+def is_function(name: str, value: Any) -> Callable[..., Any]:
+    """Refuses what can't be called, and returns the rest unchanged."""
+    if not callable(value):
+        raise ValueError(f"`{name}` must be a function, got {value!r}")
+    return value
+
+
+def float_dtype(name: str, value: Any) -> Any:
+    """The dtype that `value` names, or None for None; refuses what is no float dtype.
+
+    >>> float_dtype("dtype", "int32")
+    Traceback (most recent call last):
+    ...
+    ValueError: `dtype` must be a floating-point dtype, got 'int32'
+    """
+    if value is None:
+        return None
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`{name}` must be a floating-point dtype, got {value!r}")
+    return dtype
+
+
+def is_matrix(name: str, value: Any) -> None:
+    """Refuses an array that is not a real floating-point matrix.
+
+    >>> is_matrix("g", jnp.zeros(3))
+    Traceback (most recent call last):
+    ...
+    ValueError: `g` must be a matrix of shape (m, n), got shape (3,)
+    """
+    if jnp.ndim(value) != 2:
+        raise ValueError(
+            f"`{name}` must be a matrix of shape (m, n), got shape {jnp.shape(value)}"
+        )
+    dtype = jnp.result_type(value)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`{name}` must be real floating-point, got {dtype}")

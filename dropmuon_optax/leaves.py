@@ -1,0 +1,232 @@
+"""One leaf of a tree of parameters and what it is: its layer, norm, radius and view."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dropmuon_optax import checks, geometry, views
+from dropmuon_optax.norms import Norm
+from dropmuon_optax.nouns import Noun
+from dropmuon_optax.views import View
+
+LayersFn = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AdaptiveRadius(Noun):
+    """Gluon's adaptive radius t = ‖g‖⋆/(L⁰ + L¹‖g‖⋆), for deterministic gradients.
+
+    The dual norm is taken where the oracle attains it, ‖g‖⋆ = −⟨g, lmo(g)⟩, so it costs
+    no more than an inner product (and is as exact as the oracle).
+
+    Attributes:
+      l0: L⁰, smoothness at a vanishing gradient, in units of ‖g‖⋆ per ‖x‖; at least 0.
+      l1: L¹, its growth with ‖g‖⋆, in units of 1/‖x‖; at least 0, not both 0.
+
+    References:
+      Riabinin et al., Gluon, arXiv:2505.13416, Theorem 1.
+    """
+
+    l0: float
+    l1: float
+
+    def __post_init__(self) -> None:
+        checks.in_range("l0", self.l0, 0.0, math.inf, open_high=True)
+        checks.in_range("l1", self.l1, 0.0, math.inf, open_high=True)
+        if checks.is_concrete(self.l0) and self.l0 == self.l1 == 0:
+            raise ValueError("`l0` and `l1` must not both be 0, got 0 and 0")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Layer(Noun):
+    """What one leaf is: the layer it belongs to and how an oracle moves it.
+
+    Attributes:
+      index: the layer's position counted from the input, from 0; None where the order
+        of layers means nothing. Leaves of one layer (kernel and bias) share it.
+      norm: the norm ‖·‖_(i); None for a leaf that no oracle moves.
+      radius: the step's length in the norm is learning_rate·radius.
+      view: which axes are rows and columns; None is `default_view`.
+
+    Raises:
+      ValueError: if an attribute is out of range.
+    """
+
+    index: int | None
+    norm: Norm | None
+    radius: float | AdaptiveRadius = 1.0
+    view: View | None = None
+
+    def __post_init__(self) -> None:
+        _check_layer("index", self.index, self.norm, self.radius)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Stacked(Noun):
+    """A leaf whose leading axis runs over layers: leaf[j] belongs to layer start + j.
+
+    So `nn.scan` and `jax.lax.scan` over blocks lay out their parameters.
+
+    Attributes:
+      start: the index of the first of them.
+      norm: as in `Layer`, for each leaf[j].
+      radius: as in `Layer`, for each leaf[j].
+      view: as in `Layer`, for each leaf[j].
+      length: how many layers; None where the leaf's shape is to tell.
+    """
+
+    start: int | None
+    norm: Norm | None
+    radius: float | AdaptiveRadius = 1.0
+    view: View | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_layer("start", self.start, self.norm, self.radius)
+        if self.length is not None:
+            checks.positive_int("length", self.length)
+
+
+def _check_layer(name: str, index: Any, norm: Any, radius: Any) -> None:
+    whole = isinstance(index, int) and not isinstance(index, bool) and index >= 0
+    if index is not None and not whole:
+        raise ValueError(f"`{name}` must be None or a whole number ≥ 0, got {index!r}")
+    if norm is not None and not isinstance(norm, Norm):
+        raise ValueError(f"`norm` must be None or a norm, got {norm!r}")
+    if not isinstance(radius, AdaptiveRadius):
+        checks.in_range("radius", radius, 0.0, math.inf, open_high=True)
+
+
+class Leaf(NamedTuple):
+    """One leaf of a tree of parameters beside its layer."""
+
+    path: str
+    value: Any
+    layer: Layer | Stacked
+    view: View  # of the leaf, or of each leaf[j] if the layer is `Stacked`
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """A leaf's path: its keys joined by "/", without nnx's trailing `.value`.
+
+    >>> path_of((jax.tree_util.DictKey("blocks_3"), jax.tree_util.SequenceKey(0)))
+    'blocks_3/0'
+    """
+    if len(keys) > 1 and _is_attribute(keys[-1], "value"):
+        keys = keys[:-1]
+    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+
+
+def _is_attribute(key: Any, name: str) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == name
+
+
+def join(layers: LayersFn, params: Any) -> list[Leaf]:
+    """Every leaf of `params` beside its layer, in flattening order.
+
+    Raises:
+      ValueError: if `layers` isn't a function that returns a tree of layers with the
+        structure of `params`.
+    """
+    tree = checks.is_function("layers", layers)(params)
+    flat, structure = jax.tree_util.tree_flatten_with_path(params)
+    found, other = jax.tree.flatten(tree)
+    if structure != other:
+        raise ValueError(
+            "`layers` must return a tree of the parameters' structure, "
+            f"got {other} for {structure}"
+        )
+    leaves = []
+    for (keys, value), layer in zip(flat, found, strict=True):
+        path = path_of(keys)
+        if not isinstance(layer, Layer | Stacked):
+            raise ValueError(
+                f"`layers` must return a `Layer` for {path!r}, got {layer!r}"
+            )
+        leaves.append(Leaf(path, value, layer, _view(keys, value, layer)))
+    return leaves
+
+
+def _view(keys: Sequence[Any], value: Any, layer: Layer | Stacked) -> View:
+    shape = jnp.shape(value)
+    if isinstance(layer, Stacked):
+        if not shape or layer.length not in (None, shape[0]):
+            raise ValueError(
+                f"the leaf {path_of(keys)!r} must have a leading axis of length "
+                f"{layer.length} to be {layer}, got shape {shape}"
+            )
+        shape = shape[1:]
+    try:
+        view = layer.view or default_view(keys, shape)
+        view.matrix_shape(shape)
+    except ValueError as error:
+        raise ValueError(
+            f"the leaf {path_of(keys)!r} of shape {shape}: {error}"
+        ) from None
+    return view
+
+
+def default_view(keys: Sequence[Any], shape: tuple[int, ...]) -> View:
+    """`views.default_view` of the leaf at these keys."""
+    return views.default_view(
+        path_of(keys), shape, attribute=fan_out_first(keys, len(shape))
+    )
+
+
+def fan_out_first(keys: Sequence[Any], ndim: int) -> bool:
+    """Whether the leaf is an Equinox kernel, stored (fan_out, fan_in, spatial…)."""
+    named = len(keys) > 0 and _is_attribute(keys[-1], "weight")
+    return named and ndim > 1 and not geometry.is_embedding(path_of(keys))
+
+
+def count_layers(tree: Any, params: Any = None) -> int:
+    """The number of layers b.
+
+    Args:
+      tree: a tree of `Layer`s, such as `layers(params)`.
+      params: the parameters; needed only where a `Stacked` without `length` is last.
+
+    Returns:
+      b: the indices found are 0, …, b − 1.
+
+    Raises:
+      ValueError: if a leaf has no index, or if the indices have a gap.
+
+    Examples:
+      >>> count_layers({"head": Layer(1, None), "embed": Layer(0, None)})
+      2
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    shapes = [None] * len(flat) if params is None else jax.tree.leaves(params)
+    found: dict[int, str] = {}
+    for (keys, layer), value in zip(flat, shapes, strict=True):
+        for index in _indices(layer, value, path_of(keys)):
+            found.setdefault(index, path_of(keys))
+    missing = sorted(set(range(max(found, default=0))) - set(found))
+    if missing:
+        last = max(found)
+        raise ValueError(
+            f"layer indices must be 0, 1, … without a gap, got {last} for "
+            f"{found[last]!r} but no leaf for {missing}"
+        )
+    return len(found)
+
+
+def _indices(layer: Any, value: Any, path: str) -> Iterable[int]:
+    if isinstance(layer, Stacked) and layer.start is not None:
+        length = layer.length if value is None else jnp.shape(value)[0]
+        if length is None:
+            raise ValueError(
+                f"the layer of {path!r} must have a `length`, or give `params` to "
+                f"`count_layers`, got {layer}"
+            )
+        return range(layer.start, layer.start + length)
+    if not isinstance(layer, Layer) or layer.index is None:
+        raise ValueError(
+            f"the leaf {path!r} must have a layer with an index, got {layer}"
+        )
+    return (layer.index,)

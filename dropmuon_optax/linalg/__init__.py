@@ -1,0 +1,17 @@
+"""Linear algebra by matrix products: polynomials that find the polar factor."""
+
+from dropmuon_optax.linalg.coefficients import CANS as CANS
+from dropmuon_optax.linalg.coefficients import DEEPSEEK_V4 as DEEPSEEK_V4
+from dropmuon_optax.linalg.coefficients import KELLER_JORDAN as KELLER_JORDAN
+from dropmuon_optax.linalg.coefficients import NEWTON_SCHULZ as NEWTON_SCHULZ
+from dropmuon_optax.linalg.coefficients import POLAR_EXPRESS as POLAR_EXPRESS
+from dropmuon_optax.linalg.coefficients import (
+    POLAR_EXPRESS_MODDED as POLAR_EXPRESS_MODDED,
+)
+from dropmuon_optax.linalg.coefficients import YOU_JIACHENG as YOU_JIACHENG
+from dropmuon_optax.linalg.coefficients import Coefficients as Coefficients
+from dropmuon_optax.linalg.orthogonalize import (
+    gram_newton_schulz as gram_newton_schulz,
+)
+from dropmuon_optax.linalg.orthogonalize import newton_schulz as newton_schulz
+from dropmuon_optax.linalg.orthogonalize import polar_factor as polar_factor

@@ -1,0 +1,218 @@
+"""The tree-wide oracle: one stacked call for matrices of one shape, norm and dtype."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from dropmuon_optax.layers import Stacked
+from dropmuon_optax.leaves import AdaptiveRadius, LayersFn, Leaf, join
+from dropmuon_optax.norms import Norm
+
+
+def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
+    """Replaces every update g_i by −LMO(g_i), the steepest step of length radius_i.
+
+    As Optax's `scale_by_*` do, it returns what points along the gradient: −LMO with
+    LMO = argmin {⟨g_i, x⟩ : ‖x‖_(i) ≤ radius_i}. `optax.scale_by_learning_rate` at the
+    end of the chain turns it around.
+
+    Leaves whose matrices have the same shape, norm and dtype are stacked and go through
+    one call of the oracle, so the program has one loop for each distinct shape. On a
+    mesh the stack is spread over all devices, each of which orthogonalizes its share.
+
+    Args:
+      layers: a function from the parameters to a tree of `Layer`s.
+
+    Returns:
+      A transformation without state. Its updates have the dtype of the gradients.
+
+    Raises:
+      ValueError: from `init` and `update`, if a leaf has `norm=None`, is no real
+        floating-point array, or doesn't fit its view; naming its path.
+
+    Examples:
+      >>> from dropmuon_optax import norms
+      >>> from dropmuon_optax.layers import layers_by_path
+      >>> tx = scale_by_lmo(layers_by_path(None, [("", norms.MaxEntry(), 0.5)]))
+      >>> g = {"a": jnp.array([3.0, -4.0])}
+      >>> tx.update(g, tx.init(g))[0]
+      {'a': Array([ 0.5, -0.5], dtype=float32)}
+
+    References:
+      Pethick et al., Scion, arXiv:2502.07529. Riabinin et al., Gluon, arXiv:2505.13416.
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        _check(join(layers, params))
+        return optax.EmptyState()
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del params, extra
+        return tree_lmo(layers, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def tree_lmo(layers: LayersFn, updates: Any) -> Any:
+    """−LMO(g_i) for every leaf g_i of `updates`; see `scale_by_lmo`."""
+    leaves = join(layers, updates)
+    _check(leaves)
+    stacks: dict[Any, list[_Member]] = {}
+    for position, leaf in enumerate(leaves):
+        member = _Member(position, leaf, _to_matrices(leaf))
+        stacks.setdefault(_key(member), []).append(member)
+    steps: list[Any] = [None] * len(leaves)
+    for members in stacks.values():
+        for member, step in zip(members, _stacked_oracle(members), strict=True):
+            steps[member.position] = _from_matrices(member.leaf, step)
+    return jax.tree.unflatten(jax.tree.structure(updates), steps)
+
+
+class _Member(NamedTuple):
+    """A leaf and its matrices, on the way to the oracle."""
+
+    position: int
+    leaf: Leaf
+    matrices: Float[Array, "k m n"]
+
+
+def _key(member: _Member) -> Any:
+    """What the members of one stack have in common."""
+    layer, matrices = member.leaf.layer, member.matrices
+    adaptive = isinstance(layer.radius, AdaptiveRadius)
+    spec = jax.typeof(matrices).sharding.spec
+    return layer.norm, adaptive, matrices.shape[1:], matrices.dtype, spec
+
+
+def _check(leaves: list[Leaf]) -> None:
+    for leaf in leaves:
+        if leaf.layer.norm is None:
+            raise ValueError(
+                f"the leaf {leaf.path!r} must have a norm to be moved by an oracle, "
+                "got norm=None; send it elsewhere, with `optax.partition` or `muon`"
+            )
+        dtype = jnp.result_type(leaf.value)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"the leaf {leaf.path!r} must be real floating-point, got {dtype}"
+            )
+
+
+def _stacked_oracle(members: list[_Member]) -> list[Float[Array, "k m n"]]:
+    """One call of the oracle for matrices that may come from several leaves."""
+    counts = [member.matrices.shape[0] for member in members]
+    stack = jnp.concatenate([member.matrices for member in members])
+    norm = members[0].leaf.layer.norm
+    assert norm is not None  # _check has seen to it
+    wide = jnp.promote_types(stack.dtype, jnp.float32)
+    parameters = zip(*(_parameters(m.leaf.layer.radius) for m in members), strict=True)
+    repeated = [jnp.repeat(jnp.array(p, wide), jnp.array(counts)) for p in parameters]
+    oracle = _fixed_step if len(repeated) == 1 else _adaptive_step
+    place = norm.mixes
+    whole = jax.typeof(stack).sharding
+    if place:
+        stack, *repeated = _spread([stack, *repeated])
+    steps = jax.vmap(lambda g, *p: oracle(norm, g, *p))(stack, *repeated)
+    if place:
+        steps = _put(steps, whole, whole.spec)[: sum(counts)]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    return [steps[i : i + k] for i, k in zip(starts, counts, strict=True)]
+
+
+def _parameters(radius: Any) -> tuple[Any, ...]:
+    adaptive = isinstance(radius, AdaptiveRadius)
+    return (radius.l0, radius.l1) if adaptive else (radius,)
+
+
+def _fixed_step(norm: Norm, g: Array, radius: Array) -> Array:
+    return -norm.lmo(g, radius)
+
+
+def _adaptive_step(norm: Norm, g: Array, l0: Array, l1: Array) -> Array:
+    """t·(−LMO) with t = ‖g‖⋆/(L⁰ + L¹‖g‖⋆) (Gluon, Theorem 1).
+
+    In the form that can't overflow, t = 1/(L⁰/‖g‖⋆ + L¹).
+    """
+    wide = g.astype(l0.dtype)
+    step = -norm.lmo(wide)
+    dual = jnp.sum(wide * step)
+    radius = jnp.where(dual == 0, 0.0, 1 / (l0 / jnp.where(dual == 0, 1.0, dual) + l1))
+    return (radius * step).astype(g.dtype)
+
+
+# Matrices of leaves, and back. A sharded leaf is gathered before its axes are moved:
+# only a plain matrix can be stacked as it lies.
+
+
+def _to_matrices(leaf: Leaf) -> Float[Array, "k m n"]:
+    x, view = leaf.value, leaf.view
+    if isinstance(leaf.layer, Stacked):
+        if view.is_plain(x.ndim - 1):
+            return x
+        matrices = jax.vmap(view.to_matrices)(_gathered(x))
+        return matrices.reshape(-1, *matrices.shape[2:])
+    return view.to_matrices(x if view.is_plain(x.ndim) else _gathered(x))
+
+
+def _from_matrices(leaf: Leaf, steps: Float[Array, "k m n"]) -> Array:
+    x, view = leaf.value, leaf.view
+    if isinstance(leaf.layer, Stacked):
+        if view.is_plain(x.ndim - 1):
+            return steps
+        parts = steps.reshape(x.shape[0], -1, *steps.shape[1:])
+        step = jax.vmap(lambda part: view.from_matrices(part, x.shape[1:]))(parts)
+    else:
+        step = view.from_matrices(steps, x.shape)
+    sharding = jax.typeof(x).sharding
+    return _put(step, sharding, sharding.spec)
+
+
+def _gathered(x: Array) -> Array:
+    return _put(x, jax.typeof(x).sharding, PartitionSpec(*[None] * x.ndim))
+
+
+def _spread(arrays: list[Array]) -> list[Array]:
+    """Arrays of one leading length, padded and laid out over the mesh along it."""
+    mesh = jax.typeof(arrays[0]).sharding.mesh
+    axes = _axes(mesh, AxisType.Explicit) or _axes(mesh, AxisType.Auto)
+    size = 1
+    for axis in axes:
+        size *= mesh.shape[axis]
+    length = arrays[0].shape[0]
+    if size == 1:
+        return arrays
+    if length == 1:
+        axes, size = (), 1
+    padding = -length % size
+    spread = []
+    for x in arrays:
+        if padding:
+            x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        spec = PartitionSpec(axes or None, *[None] * (x.ndim - 1))
+        spread.append(_put(x, NamedSharding(mesh, spec), spec))
+    return spread
+
+
+def _put(x: Array, sharding: Any, spec: PartitionSpec) -> Array:
+    """`x` laid out by `spec` on the mesh of `sharding`, on either kind of mesh."""
+    mesh = sharding.mesh
+    target = NamedSharding(mesh, spec)
+    if _axes(mesh, AxisType.Explicit):
+        return jax.sharding.reshard(x, target)
+    if _axes(mesh, AxisType.Auto):
+        return jax.lax.with_sharding_constraint(x, target)
+    return x
+
+
+def _axes(mesh: Any, kind: AxisType) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, axis_type in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if axis_type == kind
+    )

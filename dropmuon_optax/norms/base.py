@@ -1,0 +1,151 @@
+"""The norm of a layer, as a noun: its value, its dual, its oracle.
+
+A norm sees one matrix (m, n) = (fan_in, fan_out), as Flax stores kernels; stacks come
+by `jax.vmap`, and a vector is a matrix of one row. To add a norm, write the three
+functions of a matrix whose largest entry is 1 (or of the zero matrix); scale, dtypes
+and non-finite values are dealt with here, once, for all of them.
+"""
+
+import abc
+import math
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from dropmuon_optax import checks
+from dropmuon_optax.nouns import Noun
+
+
+class Norm(Noun, abc.ABC):
+    """A norm ‖·‖ on matrices, with its dual norm and its linear minimization oracle.
+
+    Attributes:
+      mixes: whether the oracle multiplies matrices, so that a sharded one has to be
+        gathered first. The others need sums and maxima only, which shard as they are.
+    """
+
+    mixes: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
+        """‖x‖ of a matrix with entries of at most 1."""
+
+    @abc.abstractmethod
+    def _dual_norm(self, g: Float[Array, "m n"]) -> Float[Array, ""]:
+        """‖g‖⋆ of a matrix with entries of at most 1."""
+
+    @abc.abstractmethod
+    def _maximizer(self, g: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        """The argmax {⟨g, x⟩ : ‖x‖ ≤ 1} of a matrix with entries of at most 1."""
+
+    def norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
+        """The norm ‖x‖.
+
+        Args:
+          x: a matrix of shape (m, n).
+
+        Returns:
+          A scalar, in float32 or the dtype of `x` if that is wider.
+
+        Raises:
+          ValueError: if `x` is no matrix.
+        """
+        checks.is_matrix("x", x)
+        unit, scale = unit_scale(x)
+        return scale * self._norm(unit)
+
+    def dual_norm(self, g: Float[Array, "m n"]) -> Float[Array, ""]:
+        """The dual norm ‖g‖⋆ = max {⟨g, x⟩ : ‖x‖ ≤ 1}.
+
+        Args:
+          g: a matrix of shape (m, n), a gradient say.
+
+        Returns:
+          A scalar, in float32 or the dtype of `g` if that is wider.
+
+        Raises:
+          ValueError: if `g` is no matrix.
+        """
+        checks.is_matrix("g", g)
+        unit, scale = unit_scale(g)
+        return scale * self._dual_norm(unit)
+
+    def lmo(
+        self, g: Float[Array, "m n"], radius: ArrayLike = 1.0
+    ) -> Float[Array, "m n"]:
+        """The linear minimization oracle: argmin {⟨g, x⟩ : ‖x‖ ≤ radius}.
+
+        The sign is inside, as in the papers: ⟨g, lmo(g, t)⟩ = −t‖g‖⋆. The scale of g
+        has no effect; where many x are minimal, the one without arbitrary parts is
+        returned, hence zero for zero.
+
+        Args:
+          g: a matrix of shape (m, n), in any unit.
+          radius: the radius t of the ball, in units of ‖·‖, at least 0.
+
+        Returns:
+          A matrix of shape (m, n) in the dtype of `g`. If any entry of `g` is not
+          finite, every entry is NaN.
+
+        Raises:
+          ValueError: if `g` is no matrix or `radius` is negative.
+        """
+        checks.is_matrix("g", g)
+        checks.in_range("radius", radius, 0.0, math.inf, open_high=True)
+        unit, scale = unit_scale(g)
+        step = -jnp.asarray(radius, unit.dtype) * self._maximizer(unit)
+        return jnp.where(jnp.isfinite(scale), step, jnp.nan).astype(g.dtype)
+
+    def sharp(self, g: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        """The sharp operator: argmax {⟨g, x⟩ − ½‖x‖²} = −‖g‖⋆·lmo(g).
+
+        Args:
+          g: a matrix of shape (m, n).
+
+        Returns:
+          A matrix of shape (m, n) in the dtype of `g`, of norm ‖g‖⋆.
+
+        Raises:
+          ValueError: if `g` is no matrix.
+        """
+        checks.is_matrix("g", g)
+        wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+        return (-self.dual_norm(wide) * self.lmo(wide)).astype(g.dtype)
+
+
+def unit_scale(
+    x: Array, axis: int | None = None
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Splits x into u·s with max |u| = 1, so that squaring u is safe.
+
+    Args:
+      x: an array.
+      axis: the axis along which to take the maximum; None is all of them.
+
+    Returns:
+      u, in float32 or wider, and s ≥ 0, with `axis` kept at length 1 (s is a scalar if
+      `axis` is None). Where x is zero, u and s are. Where x is not finite, nor is s.
+
+    >>> unit_scale(jnp.array([[3e-30, -6e-30]]))[0]
+    Array([[ 0.5, -1. ]], dtype=float32)
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
+    return x / jnp.where(scale == 0, jnp.ones_like(scale), scale), scale
+
+
+def l2_norm(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
+    """√Σx² along `axis` (kept at length 1; None is all), whatever the scale of x."""
+    unit, scale = unit_scale(x, axis)
+    return scale * jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
+
+
+def l2_direction(
+    x: Float[Array, "..."], axis: int | None = None
+) -> Float[Array, "..."]:
+    """x/√Σx² along `axis` (None is all), and zero where x is zero."""
+    unit, _ = unit_scale(x, axis)
+    norm = jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
+    return unit / jnp.where(norm == 0, jnp.ones_like(norm), norm)

@@ -1,0 +1,118 @@
+"""Named geometries of published optimizers, each a composition of norms.
+
+A matrix is (n_in, n_out) here, so what the Scion paper's PyTorch code calls a row (the
+weights into one output unit) is a column, and the other way round.
+"""
+
+import math
+
+from dropmuon_optax import checks
+from dropmuon_optax.norms.base import Norm
+from dropmuon_optax.norms.column import Column
+from dropmuon_optax.norms.max_entry import MaxEntry
+from dropmuon_optax.norms.rms import RMS
+from dropmuon_optax.norms.row import Row
+from dropmuon_optax.norms.scaled import Monomial, Scaled
+from dropmuon_optax.norms.spectral import Spectral
+
+
+def muon_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
+    """Muon's geometry: a unit step is √max(1, n_out/n_in)·UVᵀ.
+
+    The sides are those of the matrix view. (Keller Jordan's code takes the last two
+    axes of the tensor instead, which for square convolution kernels gives 1.)
+
+    >>> import jax.numpy as jnp
+    >>> muon_spectral().norm(jnp.eye(2, 8)).item()
+    0.5
+
+    References:
+      Keller Jordan, github.com/KellerJordan/Muon; `torch.optim.Muon`, "original".
+    """
+    return Scaled(inner, Monomial(fan_in=0.5, fan_out=-0.5, at_most=1.0))
+
+
+def scion_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
+    """Scion's hidden layers: a unit step is √(n_out/n_in)·UVᵀ.
+
+    >>> import jax.numpy as jnp
+    >>> scion_spectral().norm(jnp.eye(8, 2)).item()
+    2.0
+
+    References:
+      Pethick et al., arXiv:2502.07529 (Spectral).
+    """
+    return Scaled(inner, Monomial(fan_in=0.5, fan_out=-0.5))
+
+
+def scion_conv(*kernel_size: int, inner: Norm = Spectral()) -> Scaled:  # noqa: B008
+    """Scion's convolutions: a unit step is (1/k²)√(C_out/C_in)·UVᵀ of (k²C_in, C_out).
+
+    Args:
+      *kernel_size: the kernel's spatial extents, (3, 3) for a 3×3 kernel. Their product
+        stands for the formula's k², in one to three dimensions.
+      inner: the norm to scale.
+
+    >>> import jax.numpy as jnp
+    >>> round(scion_conv(3, 3).norm(jnp.eye(9, 4)).item(), 6)  # k²√(C_in/C_out)
+    4.5
+
+    References:
+      Pethick et al., arXiv:2502.07529 (SpectralConv).
+    """
+    for extent in kernel_size:
+        checks.positive_int("kernel_size", extent)
+    # √(n_in/n_out) = √(k²C_in/C_out) already holds one of the two factors of k.
+    root = math.sqrt(math.prod(kernel_size))
+    return Scaled(inner, Monomial(fan_in=0.5, fan_out=-0.5, constant=root))
+
+
+def scion_sign() -> Scaled:
+    """Scion's embeddings and heads: a unit step is sign(g)/n_in.
+
+    >>> import jax.numpy as jnp
+    >>> scion_sign().lmo(jnp.ones((2, 1))).tolist()
+    [[-0.5], [-0.5]]
+
+    References:
+      Pethick et al., arXiv:2502.07529 (Sign).
+    """
+    return Scaled(MaxEntry(), Monomial(fan_in=1.0))
+
+
+def scion_column() -> Scaled:
+    """Scion's norm over output units: a unit step is g_·j/(√n_in·‖g_·j‖₂).
+
+    References:
+      Pethick et al., arXiv:2502.07529 (RowNorm, normalized).
+
+    >>> import jax.numpy as jnp
+    >>> scion_column().lmo(jnp.ones((4, 1))).tolist()
+    [[-0.25], [-0.25], [-0.25], [-0.25]]
+    """
+    return Scaled(Column(), Monomial(fan_in=0.5))
+
+
+def scion_row() -> Scaled:
+    """Scion's norm over input units: a unit step is √n_out·g_i·/‖g_i·‖₂.
+
+    References:
+      Pethick et al., arXiv:2502.07529 (ColNorm).
+
+    >>> import jax.numpy as jnp
+    >>> scion_row().lmo(jnp.ones((1, 4))).tolist()
+    [[-1.0, -1.0, -1.0, -1.0]]
+    """
+    return Scaled(Row(), Monomial(fan_out=-0.5))
+
+
+def scion_bias() -> RMS:
+    """Scion's biases: a unit step is √n·g/‖g‖₂.
+
+    References:
+      Pethick et al., arXiv:2502.07529 (BiasRMS).
+
+    >>> scion_bias()
+    RMS()
+    """
+    return RMS()

@@ -1,0 +1,91 @@
+"""A multiple of another norm, by a number or by a power of the layer's sides."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import final
+
+from jaxtyping import Array, Float
+
+from dropmuon_optax import checks
+from dropmuon_optax.norms.base import Norm
+from dropmuon_optax.nouns import Noun
+
+
+@final
+@dataclasses.dataclass(frozen=True, repr=False)
+class Scaled(Norm):
+    """A multiple of a norm: factor·‖x‖.
+
+    Dual: ‖g‖⋆/factor. Oracle: lmo(g)/factor, so a larger factor is a smaller ball.
+
+    Attributes:
+      inner: the norm ‖·‖.
+      factor: a positive number, or a function of (fan_in, fan_out) that returns one,
+        such as `Monomial(fan_in=1.0)`. Give it a function that can be compared and
+        printed, a frozen dataclass say, rather than a lambda.
+
+    Raises:
+      ValueError: if `factor` is not positive.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from dropmuon_optax.norms.max_entry import MaxEntry
+      >>> Scaled(MaxEntry(), 4.0).lmo(jnp.array([[1.0, -1.0]]))
+      Array([[-0.25,  0.25]], dtype=float32)
+    """
+
+    inner: Norm
+    factor: float | Callable[[int, int], float]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Norm):
+            raise ValueError(f"`inner` must be a norm, got {self.inner!r}")
+        checks.in_range("factor", self.factor, 0.0, math.inf, open_low=True)
+
+    @property
+    def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the inner oracle multiplies matrices."""
+        return self.inner.mixes
+
+    def _factor(self, x: Float[Array, "m n"]) -> float:
+        return self.factor(*x.shape) if callable(self.factor) else self.factor
+
+    def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
+        return self._factor(x) * self.inner._norm(x)
+
+    def _dual_norm(self, g: Float[Array, "m n"]) -> Float[Array, ""]:
+        return self.inner._dual_norm(g) / self._factor(g)
+
+    def _maximizer(self, g: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        return self.inner._maximizer(g) / self._factor(g)
+
+
+@final
+@dataclasses.dataclass(frozen=True, repr=False)
+class Monomial(Noun):
+    """min(at_most, constant · fan_inᵃ · fan_outᵇ) of a matrix (fan_in, fan_out).
+
+    Attributes:
+      fan_in: the power a of the number of rows.
+      fan_out: the power b of the number of columns.
+      constant: a positive constant.
+      at_most: an upper bound.
+
+    Examples:
+      >>> Monomial(fan_in=0.5, fan_out=-0.5)(16, 4)
+      2.0
+    """
+
+    fan_in: float = 0.0
+    fan_out: float = 0.0
+    constant: float = 1.0
+    at_most: float = math.inf
+
+    def __post_init__(self) -> None:
+        checks.in_range("constant", self.constant, 0.0, math.inf, open_low=True)
+        checks.in_range("at_most", self.at_most, 0.0, math.inf, open_low=True)
+
+    def __call__(self, m: int, n: int) -> float:
+        """The value for a matrix of m rows and n columns."""
+        return min(self.at_most, self.constant * m**self.fan_in * n**self.fan_out)

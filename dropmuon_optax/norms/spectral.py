@@ -1,0 +1,105 @@
+"""The spectral norm, whose oracle is Muon's orthogonalization."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, final
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dropmuon_optax import checks, linalg
+from dropmuon_optax.linalg import Coefficients
+from dropmuon_optax.norms.base import Norm
+
+
+@final
+@dataclasses.dataclass(frozen=True, repr=False)
+class Spectral(Norm):
+    """The spectral norm: the largest singular value, max_i σ_i(x).
+
+    Dual: the nuclear norm Σ_i σ_i(g). Oracle: −t·UVᵀ for g = UΣVᵀ, the negative polar
+    factor, here by Newton–Schulz iterations unless told otherwise. They are inexact:
+    a singular value that should be 1 is where the coefficients' polynomial puts it
+    (0.68…1.13 for the default), which the step inherits. `norm` and `dual_norm` are
+    exact, by singular value decomposition, and as slow.
+
+    Attributes:
+      num_steps: Newton–Schulz steps; None is the exact polar factor.
+      coefficients: the triples of the steps, see `dropmuon_optax.linalg`.
+      dtype: dtype of the products; None is at least float32, see `newton_schulz`.
+      precision: precision of the products; None is JAX's default.
+      orthogonalize: a function from a matrix (m, n) with entries of at most 1 to its
+        polar factor, in place of all of the above, such as
+        `functools.partial(linalg.gram_newton_schulz, num_steps=5)`.
+
+    Raises:
+      ValueError: if `num_steps` is not positive, is more than the coefficients have,
+        or if `orthogonalize` is given together with another attribute.
+
+    Examples:
+      >>> g = jnp.array([[0.0, -3.0], [2.0, 0.0]])
+      >>> Spectral(num_steps=None).lmo(g, radius=10.0)
+      Array([[ -0.,  10.],
+             [-10.,  -0.]], dtype=float32)
+      >>> print(Spectral().norm(g), Spectral().dual_norm(g))
+      3.0 5.0
+
+    References:
+      Muon: Keller Jordan et al., github.com/KellerJordan/Muon. As an LMO:
+      Pethick et al., Scion, arXiv:2502.07529.
+    """
+
+    num_steps: int | None = 5
+    coefficients: Coefficients = linalg.KELLER_JORDAN
+    dtype: DTypeLike | None = None
+    precision: jax.lax.PrecisionLike = None
+    orthogonalize: Callable[[Array], Array] | None = None
+
+    mixes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.coefficients, Coefficients):
+            raise ValueError(
+                "`coefficients` must be a `linalg.Coefficients`, "
+                f"got {self.coefficients!r}"
+            )
+        if self.num_steps is not None:
+            self.coefficients.first(self.num_steps)
+        object.__setattr__(self, "dtype", checks.float_dtype("dtype", self.dtype))
+        if self.orthogonalize is not None:
+            checks.is_function("orthogonalize", self.orthogonalize)
+            alone = Spectral()
+            for name in ("num_steps", "coefficients", "dtype", "precision"):
+                if getattr(self, name) != getattr(alone, name):
+                    raise ValueError(
+                        f"`{name}` must be left alone where `orthogonalize` is given, "
+                        f"got {getattr(self, name)!r}"
+                    )
+
+    def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
+        return jnp.max(_singular_values(x))
+
+    def _dual_norm(self, g: Float[Array, "m n"]) -> Float[Array, ""]:
+        return jnp.sum(_singular_values(g))
+
+    def _maximizer(self, g: Float[Array, "m n"]) -> Float[Array, "m n"]:
+        if self.orthogonalize is not None:
+            return self.orthogonalize(g)
+        if self.num_steps is None:
+            return linalg.polar_factor(g)
+        return linalg.newton_schulz(
+            g,
+            self.num_steps,
+            self.coefficients,
+            dtype=self.dtype,
+            precision=self.precision,
+        )
+
+
+@jax.custom_batching.sequential_vmap
+def _singular_values(x: Float[Array, "m n"]) -> Float[Array, " r"]:
+    finite = jnp.isfinite(x).all()
+    values = jnp.linalg.svd(jnp.where(finite, x, 0.0), compute_uv=False)
+    return jnp.where(finite, values, jnp.nan)

@@ -1,0 +1,1 @@
+"""What the papers' theory says about a run."""
