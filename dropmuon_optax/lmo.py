@@ -111,8 +111,12 @@ def _stacked_oracle(members: list[_Member]) -> list[Float[Array, "k m n"]]:
     norm = members[0].leaf.layer.norm
     assert norm is not None  # _check has seen to it
     wide = jnp.promote_types(stack.dtype, jnp.float32)
-    parameters = zip(*(_parameters(m.leaf.layer.radius) for m in members), strict=True)
-    repeated = [jnp.repeat(jnp.array(p, wide), jnp.array(counts)) for p in parameters]
+    parameters = [
+        _parameters(member.leaf.layer.radius)
+        for member, count in zip(members, counts, strict=True)
+        for _ in range(count)
+    ]
+    repeated = [jnp.array(column, wide) for column in zip(*parameters, strict=True)]
     oracle = _fixed_step if len(repeated) == 1 else _adaptive_step
     place = norm.mixes
     whole = jax.typeof(stack).sharding
