@@ -4,10 +4,19 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+import dropmuon_optax as dm
+
 PRESETS = {
     "small": (16, 32, 64),  # the default on a CPU
     "paper": (64, 128, 256),  # Drop-Muon, arXiv:2510.02239, experiments
 }
+
+LAYER_ORDER = ["conv1", "conv2", "conv3", "head"]  # from the input on
+
+# Radii of the Scion paper's CNN (arXiv:2502.07529): 8 for convolutions, 128 for the
+# head. They matter to a constrained step, whose weights stay inside the balls; an
+# unconstrained one sees only their product with the learning rate.
+CONV_RADIUS, HEAD_RADIUS, BIAS_RADIUS = 8.0, 128.0, 4.0
 
 
 class CNN(nnx.Module):
@@ -82,3 +91,30 @@ def init_params(model: CNN) -> tuple[nnx.GraphDef, nnx.State]:
 def apply(graphdef: nnx.GraphDef, params: nnx.State, images: jax.Array) -> jax.Array:
     """The logits of `images` (B, H, W, C) under `params`."""
     return nnx.merge(graphdef, params)(images)  # (B, K)
+
+
+def scion_layers():
+    """Every leaf in Scion's norms, for Scion and Gluon.
+
+    Named leaf by leaf: by its shape alone the first kernel, (3, 3, 1, c1) where images
+    have one channel, could as well be depthwise.
+    """
+    return dm.layers_by_path(
+        order=LAYER_ORDER,
+        geometry=[
+            (r"conv\d/kernel", dm.norms.scion_conv(3, 3), CONV_RADIUS),
+            ("head/kernel", dm.norms.scion_sign(), HEAD_RADIUS),
+            ("bias", dm.norms.scion_bias(), BIAS_RADIUS),
+        ],
+    )
+
+
+def muon_layers():
+    """Kernels of convolutions in Muon's norm; biases and the head by AdamW."""
+    return dm.layers_by_path(
+        order=LAYER_ORDER,
+        geometry=[
+            (r"conv\d/kernel", dm.norms.muon_spectral(), 1.0),
+            ("head|bias", None, 1.0),
+        ],
+    )
