@@ -8,6 +8,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from dropmuon_optax import linalg
 from dropmuon_optax.layers import Stacked
 from dropmuon_optax.leaves import AdaptiveRadius, LayersFn, Leaf, join
 from dropmuon_optax.norms import Norm
@@ -36,7 +37,8 @@ def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
 
     Examples:
       >>> from dropmuon_optax import norms
-      >>> from dropmuon_optax.layers import layers_by_path
+      >>> from dropmuon_optax import linalg
+from dropmuon_optax.layers import layers_by_path
       >>> tx = scale_by_lmo(layers_by_path(None, [("", norms.MaxEntry(), 0.5)]))
       >>> g = {"a": jnp.array([3.0, -4.0])}
       >>> tx.update(g, tx.init(g))[0]
@@ -110,7 +112,7 @@ def _stacked_oracle(members: list[_Member]) -> list[Float[Array, "k m n"]]:
     stack = jnp.concatenate([member.matrices for member in members])
     norm = members[0].leaf.layer.norm
     assert norm is not None  # _check has seen to it
-    wide = jnp.promote_types(stack.dtype, jnp.float32)
+    wide = linalg.wide_dtype(stack)
     parameters = [
         _parameters(member.leaf.layer.radius)
         for member, count in zip(members, counts, strict=True)

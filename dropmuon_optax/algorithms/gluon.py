@@ -21,7 +21,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from dropmuon_optax import checks
+from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.lmo import scale_by_lmo
 
@@ -138,7 +138,7 @@ def scale_by_momentum(
         beta = momentum(state.count) if callable(momentum) else momentum
 
         def lerp(old: Array, new: Array, out: Array) -> Array:
-            wide = jnp.promote_types(old.dtype, jnp.promote_types(new.dtype, "float32"))
+            wide = linalg.wide_dtype(old, new)
             b = jnp.asarray(beta, wide)
             mean = b * old.astype(wide) + (1 - b) * new.astype(wide)
             return mean.astype(out.dtype)

@@ -15,3 +15,4 @@ from dropmuon_optax.linalg.orthogonalize import (
 )
 from dropmuon_optax.linalg.orthogonalize import newton_schulz as newton_schulz
 from dropmuon_optax.linalg.orthogonalize import polar_factor as polar_factor
+from dropmuon_optax.linalg.orthogonalize import wide_dtype as wide_dtype

@@ -8,6 +8,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -61,7 +62,7 @@ def newton_schulz(
       Jordan et al., Muon, github.com/KellerJordan/Muon. Björck and Bowie, 1971.
     """
     checks.is_matrix("x", x)
-    steps = jnp.array(coefficients.first(num_steps), _wide(x))
+    steps = jnp.array(coefficients.first(num_steps), wide_dtype(x))
     tall = x.shape[0] > x.shape[1]
     product = _product(precision)
 
@@ -186,20 +187,25 @@ def normalize(x: Float[Array, "m n"], safety: float = 1.0) -> Float[Array, "m n"
     Array([[0.5, 0.5],
            [0.5, 0.5]], dtype=float32)
     """
-    x = x.astype(_wide(x))
+    x = x.astype(wide_dtype(x))
     largest = jnp.max(jnp.abs(x))
     x = x / jnp.where(largest == 0, 1.0, largest)
     frobenius = jnp.sqrt(jnp.sum(x * x))
     return x / (safety * jnp.where(frobenius == 0, 1.0, frobenius))
 
 
-def _wide(x: Array) -> jnp.dtype:
-    """float32, or the dtype of `x` where it is wider."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+def wide_dtype(*arrays: Array) -> np.dtype:
+    """The dtype to compute in: float64 if an array has it, float32 otherwise.
+
+    >>> wide_dtype(jnp.zeros(2, jnp.bfloat16))
+    dtype('float32')
+    """
+    double = any(x.dtype == jnp.float64 for x in arrays)
+    return np.dtype(np.float64 if double else np.float32)
 
 
-def _compute(x: Array, dtype: DTypeLike | None) -> jnp.dtype:
-    return _wide(x) if dtype is None else jnp.dtype(dtype)
+def _compute(x: Array, dtype: DTypeLike | None) -> np.dtype:
+    return wide_dtype(x) if dtype is None else jnp.dtype(dtype)
 
 
 def _product(precision: jax.lax.PrecisionLike):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from dropmuon_optax import checks
+from dropmuon_optax import checks, linalg
 from dropmuon_optax.nouns import Noun
 
 
@@ -111,7 +111,7 @@ class Norm(Noun, abc.ABC):
           ValueError: if `g` is no matrix.
         """
         checks.is_matrix("g", g)
-        wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+        wide = g.astype(linalg.wide_dtype(g))
         return (-self.dual_norm(wide) * self.lmo(wide)).astype(g.dtype)
 
 
@@ -131,7 +131,7 @@ def unit_scale(
     >>> unit_scale(jnp.array([[3e-30, -6e-30]]))[0]
     Array([[ 0.5, -1. ]], dtype=float32)
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(linalg.wide_dtype(x))
     scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
     return x / jnp.where(scale == 0, jnp.ones_like(scale), scale), scale
 
