@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks import data, timing
 
 EVALUATION_BATCH = 1000  # images; bounds the memory of an evaluation
-TRAIN_ACCURACY_IMAGES = 10_000  # training images that the train accuracy is read on
+TRAIN_ACCURACY_IMAGES = 5_000  # training images that the train accuracy is read on
 
 Apply = Callable[[Any, Array], Array]  # (params, images) -> logits
 
