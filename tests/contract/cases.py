@@ -1,0 +1,172 @@
+"""What the contract is checked on: transformations, trees, and how to run them.
+
+A new transformation is one more line in `CASES`; every test of this folder then runs
+on it.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dropmuon_optax as dm
+
+# Programs are small here and compiled by the hundred: a tenth of the time without
+# LLVM's optimizations and the fusion emitters. (Eager calls compile as users' do.)
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+try:
+    jax.jit(lambda x: x, compiler_options=QUICK).lower(0.0).compile()
+except Exception:  # options come and go with XLA's versions; tests pass without, slower
+    QUICK = {}
+
+jit = functools.partial(jax.jit, compiler_options=QUICK)
+
+
+class Case(NamedTuple):
+    """A public transformation with its arguments."""
+
+    name: str
+    make: Callable[..., Any]
+    arguments: dict[str, Any]
+    needs_params: bool = False  # whether `update` must be given the parameters
+    strict: bool = True  # False: optax.adam, which it holds, promotes int32 and float
+
+    def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        return self.make(**{**self.arguments, **changes})
+
+    def inject(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        make = optax.inject_hyperparams(self.make, static_args=("layers",))
+        return make(**{**self.arguments, **changes})
+
+    def takes(self, name: str) -> bool:
+        return name in inspect.signature(self.make).parameters
+
+    def promotion(self) -> contextlib.AbstractContextManager[Any]:
+        return jax.numpy_dtype_promotion("strict" if self.strict else "standard")
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+LAYERS = dm.layers_by_path(None)
+
+# Numbers that bfloat16 holds exactly: `inject_hyperparams` rounds them to the dtype of
+# the first leaf.
+STEP = {"learning_rate": 0.125, "momentum": 0.875}
+ADAM = {**STEP, "adam_b1": 0.875, "adam_b2": 0.9375}
+
+CASES = [
+    Case("gluon", dm.gluon, STEP),
+    Case("gluon-nesterov", dm.gluon, {**STEP, "nesterov": True}),
+    Case("gluon-decayed", dm.gluon, {**STEP, "weight_decay": 0.5}, True),
+    Case("gluon-constrained", dm.gluon, {**STEP, "constrained": True}, True),
+    Case("muon", dm.muon, ADAM, strict=False),
+    Case("muon-decayed", dm.muon, {**ADAM, "weight_decay": 0.5}, True, strict=False),
+    Case("scion", dm.scion, STEP, True),
+    Case("scion-unconstrained", dm.scion, {**STEP, "constrained": False}),
+    Case("lmo", dm.scale_by_lmo, {"layers": LAYERS}),
+    Case("momentum", dm.scale_by_momentum, {"momentum": 0.875}),
+]
+
+SHAPES = {
+    "embed": {"embedding": (16, 8)},
+    "block_0": {"kernel": (8, 8), "bias": (8,)},
+    "block_1": {"kernel": (8, 8), "bias": (8,)},
+    "conv": {"kernel": (3, 3, 4, 8), "bias": (8,)},
+    "wide": {"kernel": (8, 16)},
+    "head": {"kernel": (8, 16)},
+}
+
+TREES = {
+    "float32": ("float32",),
+    "bfloat16": ("bfloat16",),
+    "mixed": ("float32", "bfloat16", "float16"),
+}
+
+every_case = pytest.mark.parametrize("case", CASES, ids=repr)
+every_tree = pytest.mark.parametrize("kind", TREES)
+
+
+def some_cases(*names: str) -> Any:
+    chosen = [case for case in CASES if case.name in names]
+    assert len(chosen) == len(names)
+    return pytest.mark.parametrize("case", chosen, ids=repr)
+
+
+def cases_with(argument: str) -> Any:
+    chosen = [case for case in CASES if case.takes(argument)]
+    return pytest.mark.parametrize("case", chosen, ids=repr)
+
+
+def random_tree(kind: str, seed: int = 0) -> Any:
+    """Weights (or gradients) of `SHAPES`, of the dtypes of `TREES[kind]` in turn."""
+    rng, dtypes = np.random.default_rng(seed), TREES[kind]
+    flat, structure = jax.tree.flatten(SHAPES, is_leaf=lambda s: isinstance(s, tuple))
+    leaves = [
+        jnp.asarray(rng.normal(size=shape), jnp.dtype(dtypes[i % len(dtypes)]))
+        for i, shape in enumerate(flat)
+    ]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def gradients(kind: str, num_steps: int) -> list[Any]:
+    return [random_tree(kind, seed=1 + step) for step in range(num_steps)]
+
+
+def stepper(tx: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """The body of a training loop: (parameters, state) after a gradient."""
+
+    def step(params: Any, state: Any, g: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def run(tx: Any, params: Any, grads: Iterable[Any]) -> tuple[Any, Any]:
+    """(parameters, state) after a step for each of the gradients."""
+    state, step = tx.init(params), jit(stepper(tx))
+    for g in grads:
+        params, state = step(params, state, g)
+    return params, state
+
+
+def types(tree: Any) -> list[Any]:
+    """Shape, dtype, sharding and weakness of every leaf."""
+    return [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    """Equal structure, dtypes, and values up to rounding.
+
+    Programs that are the same on paper fuse differently. Newton–Schulz's polynomial is
+    steep at small singular values, so that a rounding of its input, in float32, is
+    dozens of its output. In narrower dtypes results are rounded once for each time
+    that they are stored, in the buffer, the update and the weights: four roundings.
+    """
+    float32 = 64 * float(jnp.finfo(jnp.float32).eps)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert jax.typeof(a).dtype == jax.typeof(e).dtype
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_array_equal(a, e)
+            continue
+        narrow = jnp.finfo(a.dtype).bits < 32
+        rtol = 4 * float(jnp.finfo(a.dtype).eps) if narrow else float32
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        np.testing.assert_allclose(a, e, rtol=rtol, atol=float32)
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Equal structure, dtypes and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert jax.typeof(a).dtype == jax.typeof(e).dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(e))

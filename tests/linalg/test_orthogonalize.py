@@ -1,0 +1,154 @@
+"""Newton–Schulz, its Gram form and the exact polar factor, against NumPy's SVD."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dropmuon_optax import counters, linalg
+
+SHAPES = [(8, 8), (24, 16), (16, 24), (40, 4), (1, 5), (5, 1)]
+FORMS = [linalg.newton_schulz, linalg.gram_newton_schulz]
+each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+
+
+def gaussian(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def polynomial(x, num_steps, coefficients):
+    """The composed polynomial on the singular values, by SVD in float64."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    s = s / (np.linalg.norm(s) * coefficients.safety)
+    for a, b, c in coefficients.first(num_steps):
+        s = a * s + b * s**3 + c * s**5
+    return (u * s) @ vt
+
+
+def polar(x):
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    rank = s > max(x.shape) * np.finfo(np.float64).eps * s[0]
+    return (u * rank) @ vt
+
+
+@each_form
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "coefficients", [linalg.KELLER_JORDAN, linalg.CANS], ids=lambda c: c.name
+)
+def test_is_the_polynomial_of_the_singular_values(form, shape, coefficients):
+    x = gaussian(shape)
+    y = form(jnp.asarray(x, "float32"), 5, coefficients)
+    assert y.dtype == "float32"
+    # Five steps multiply float32's roundings by the composed polynomial's slope: about
+    # 500 at 0 for Keller Jordan's, 49,000 at σ = 1 for CANS.
+    atol = 2e-4 if coefficients is linalg.KELLER_JORDAN else 2e-2
+    np.testing.assert_allclose(y, polynomial(x, 5, coefficients), atol=atol)
+    with jax.enable_x64():
+        y = form(jnp.asarray(x), 5, coefficients)
+    assert y.dtype == "float64"
+    np.testing.assert_allclose(y, polynomial(x, 5, coefficients), atol=1e-11)
+
+
+@each_form
+def test_converges_to_the_polar_factor(form):
+    x = gaussian((12, 30))
+    with jax.enable_x64():
+        y = form(jnp.asarray(x), 12, linalg.POLAR_EXPRESS)
+    np.testing.assert_allclose(y, polar(x), atol=1e-12)
+
+
+@each_form
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e4, 1e30])
+def test_scale_has_no_effect(form, scale):
+    x = jnp.asarray(gaussian((6, 10)), "float32")
+    # The scales are no powers of two, so each entry is rounded once more.
+    np.testing.assert_allclose(
+        form(x * jnp.float32(scale)), form(x), rtol=1e-3, atol=1e-4
+    )
+
+
+@each_form
+def test_float16_matrices_whose_squares_overflow(form):
+    x = jnp.asarray(gaussian((32, 32)) * 1e4, "float16")
+    assert jnp.isinf(jnp.sqrt(jnp.sum(x * x)))  # their norm does, in float16
+    expected = polynomial(np.asarray(x, np.float64), 5, linalg.KELLER_JORDAN)
+    # The result is rounded to float16's 11 bits.
+    np.testing.assert_allclose(form(x).astype("float32"), expected, atol=2e-3)
+
+
+@each_form
+def test_bfloat16_products_stay_in_the_certified_range(form):
+    x = gaussian((64, 256), 3)
+    y = form(jnp.asarray(x, "float32"), dtype="bfloat16")
+    assert y.dtype == "float32"
+    s = np.linalg.svd(np.asarray(y), compute_uv=False)
+    # Keller Jordan's range is 0.68…1.2 from σ = 0.01 on; bfloat16 has 8 bits.
+    assert s.min() > 0.65
+    assert s.max() < 1.25
+
+
+def test_gram_form_keeps_small_singular_values_in_bfloat16():
+    """Without restart and float32 Gram matrices, condition 1e3 is lost in bfloat16."""
+    rng = np.random.default_rng(5)
+    u = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    v = np.linalg.qr(rng.standard_normal((64, 16)))[0]
+    x = (u * np.geomspace(1.0, 1e-3, 16)) @ v.T
+    y = linalg.gram_newton_schulz(jnp.asarray(x, "float32"), dtype="bfloat16")
+    along = np.abs(np.einsum("ij,ji->i", u.T @ np.asarray(y), v))
+    assert np.isfinite(along).all()
+    assert along.max() < 1.3
+    reference = linalg.newton_schulz(jnp.asarray(x, "float32"), dtype="bfloat16")
+    # As good as the plain iteration in the same dtype, direction by direction.
+    plain = np.abs(np.einsum("ij,ji->i", u.T @ np.asarray(reference), v))
+    assert (along > plain - 0.1).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_polar_factor_is_exact(shape):
+    with jax.enable_x64():
+        for x in (gaussian(shape), np.outer(gaussian(shape[0]), gaussian(shape[1], 1))):
+            y = linalg.polar_factor(jnp.asarray(x))
+            np.testing.assert_allclose(y, polar(x), atol=1e-13)
+
+
+def test_stacks_are_decomposed_one_after_the_other():
+    stack = jnp.asarray(gaussian((5, 6, 4)), "float32")
+    program = jax.vmap(linalg.polar_factor)
+    counts = counters.count_primitives(program, stack)
+    assert counts["svd"] == 1  # inside a loop, on a single matrix
+    jaxpr = str(jax.make_jaxpr(program)(stack))
+    assert "f32[5,6,4] = svd" not in jaxpr
+    loop = np.stack([linalg.polar_factor(x) for x in stack])
+    np.testing.assert_array_equal(program(stack), loop)
+
+
+@each_form
+def test_one_loop_whatever_the_number_of_steps(form):
+    x = jnp.ones((4, 8))
+    few = counters.count_primitives(functools.partial(form, num_steps=5), x)
+    many = counters.count_primitives(functools.partial(form, num_steps=50), x)
+    assert few == many
+
+
+def test_loops_of_the_gram_form_never_touch_the_long_side():
+    for x in (jnp.ones((512, 32)), jnp.ones((32, 512))):
+        jaxpr = jax.make_jaxpr(linalg.gram_newton_schulz)(x)
+        loops = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
+        assert len(loops) == 2  # one before the restart, one after
+        assert not any("512" in str(loop.params["jaxpr"]) for loop in loops)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("function", [*FORMS, linalg.polar_factor])
+def test_what_is_no_matrix_is_refused(function):
+    with pytest.raises(ValueError, match=r"`x` must be a matrix .* got shape \(3,\)"):
+        function(jnp.zeros(3))
+
+
+@each_form
+def test_too_many_steps_are_refused(form):
+    with pytest.raises(ValueError, match="`num_steps` must be at most 5"):
+        form(jnp.ones((2, 2)), 6, linalg.CANS)
