@@ -27,3 +27,10 @@ def without_type_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def standard_promotion():
+    """For programs that hold Optax's own Adam and schedules: they add ints to floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

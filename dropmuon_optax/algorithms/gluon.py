@@ -207,7 +207,7 @@ def gluon_momentum_schedule() -> optax.Schedule:
     References:
       Gluon, arXiv:2505.13416, Theorem 2.
     """
-    return lambda count: 1 - jnp.asarray(count + 1, jnp.float32) ** -0.5
+    return lambda count: 1 - _power(count, -0.5)
 
 
 def gluon_learning_rate_schedule(t: float) -> optax.Schedule:
@@ -227,4 +227,9 @@ def gluon_learning_rate_schedule(t: float) -> optax.Schedule:
       Gluon, arXiv:2505.13416, Theorem 2.
     """
     checks.in_range("t", t, 0.0)
-    return lambda count: t * jnp.asarray(count + 1, jnp.float32) ** -0.75
+    return lambda count: t * _power(count, -0.75)
+
+
+def _power(count: ArrayLike, exponent: float) -> Array:
+    """(k + 1)^exponent, in JAX's default floating-point dtype."""
+    return jnp.asarray(count + 1, jnp.result_type(float)) ** exponent
