@@ -16,7 +16,7 @@ from benchmarks.models import cnn
 from benchmarks.optimizers import OPTIMIZERS
 
 RESULTS = Path(__file__).parent / "results"
-NUM_EPOCHS = {"digits": 30, "mnist": 2, "fashion_mnist": 2, "cifar10": 3}
+NUM_EPOCHS = {"digits": 20, "mnist": 2, "fashion_mnist": 2, "cifar10": 3}
 BATCH_SIZE = {"digits": 64, "mnist": 128, "fashion_mnist": 128, "cifar10": 128}
 TARGET_ACCURACY = {"digits": 0.97, "mnist": 0.98, "fashion_mnist": 0.88, "cifar10": 0.6}
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
