@@ -15,4 +15,7 @@ from dropmuon_optax.linalg.orthogonalize import (
 )
 from dropmuon_optax.linalg.orthogonalize import newton_schulz as newton_schulz
 from dropmuon_optax.linalg.orthogonalize import polar_factor as polar_factor
-from dropmuon_optax.linalg.orthogonalize import wide_dtype as wide_dtype
+from dropmuon_optax.linalg.scaling import l2_direction as l2_direction
+from dropmuon_optax.linalg.scaling import l2_norm as l2_norm
+from dropmuon_optax.linalg.scaling import unit_scale as unit_scale
+from dropmuon_optax.linalg.scaling import wide_dtype as wide_dtype

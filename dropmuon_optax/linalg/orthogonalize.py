@@ -8,12 +8,12 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
 from dropmuon_optax.linalg.coefficients import KELLER_JORDAN, Coefficients
+from dropmuon_optax.linalg.scaling import l2_direction, wide_dtype
 
 # Iterations after which the Gram form starts again from the matrix itself. The Gram
 # matrix squares the condition number, so what rounding has done to its small
@@ -73,7 +73,7 @@ def newton_schulz(
         correction = product(y, polynomial) if tall else product(polynomial, y)
         return a * y + correction, None
 
-    start = normalize(x, coefficients.safety).astype(_compute(x, dtype))
+    start = _start(x, coefficients).astype(_compute(x, dtype))
     y, _ = jax.lax.scan(step, start, steps.astype(start.dtype))
     return y.astype(x.dtype)
 
@@ -130,7 +130,7 @@ def gram_newton_schulz(
         z = a * jnp.eye(r.shape[0], dtype=r.dtype) + b * r + c * product(r, r)
         return (product(z, q), product(product(z, r), z)), None
 
-    y = normalize(wide, coefficients.safety)
+    y = _start(wide, coefficients)
     for part in _split(steps, GRAM_RESTARTS):
         low = y.astype(narrow)
         gram = product(low, low.T).astype(y.dtype)
@@ -169,7 +169,7 @@ def polar_factor(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
 
 @jax.custom_batching.sequential_vmap
 def _polar_factor(x: Array) -> Array:
-    y = normalize(x)
+    y = l2_direction(x)
     finite = jnp.isfinite(y).all()
     u, s, vt = jnp.linalg.svd(jnp.where(finite, y, 0.0), full_matrices=False)
     rank = s > max(x.shape) * jnp.finfo(y.dtype).eps * s[0]
@@ -177,35 +177,13 @@ def _polar_factor(x: Array) -> Array:
     return jnp.where(finite, polar, jnp.nan).astype(x.dtype)
 
 
-def normalize(x: Float[Array, "m n"], safety: float = 1.0) -> Float[Array, "m n"]:
-    """x/(safety·‖x‖_F), in float32 or wider, without overflow at any finite scale.
-
-    The entries are scaled by their largest magnitude before anything is squared:
-    squares of float16 overflow at 256, those of float32 underflow at 1e-23.
-
-    >>> normalize(jnp.full((2, 2), 6e4, jnp.float16))
-    Array([[0.5, 0.5],
-           [0.5, 0.5]], dtype=float32)
-    """
-    x = x.astype(wide_dtype(x))
-    largest = jnp.max(jnp.abs(x))
-    x = x / jnp.where(largest == 0, 1.0, largest)
-    frobenius = jnp.sqrt(jnp.sum(x * x))
-    return x / (safety * jnp.where(frobenius == 0, 1.0, frobenius))
+def _start(x: Array, coefficients: Coefficients) -> Array:
+    """x/‖x‖_F, with the safety margin of the coefficients, in float32 or wider."""
+    return l2_direction(x) / coefficients.safety
 
 
-def wide_dtype(*arrays: Array) -> np.dtype:
-    """The dtype to compute in: float64 if an array has it, float32 otherwise.
-
-    >>> wide_dtype(jnp.zeros(2, jnp.bfloat16))
-    dtype('float32')
-    """
-    double = any(x.dtype == jnp.float64 for x in arrays)
-    return np.dtype(np.float64 if double else np.float32)
-
-
-def _compute(x: Array, dtype: DTypeLike | None) -> np.dtype:
-    return wide_dtype(x) if dtype is None else jnp.dtype(dtype)
+def _compute(x: Array, dtype: DTypeLike | None) -> DTypeLike:
+    return wide_dtype(x) if dtype is None else dtype
 
 
 def _product(precision: jax.lax.PrecisionLike):

@@ -53,7 +53,7 @@ class Norm(Noun, abc.ABC):
           ValueError: if `x` is no matrix.
         """
         checks.is_matrix("x", x)
-        unit, scale = unit_scale(x)
+        unit, scale = linalg.unit_scale(x)
         return scale * self._norm(unit)
 
     def dual_norm(self, g: Float[Array, "m n"]) -> Float[Array, ""]:
@@ -69,7 +69,7 @@ class Norm(Noun, abc.ABC):
           ValueError: if `g` is no matrix.
         """
         checks.is_matrix("g", g)
-        unit, scale = unit_scale(g)
+        unit, scale = linalg.unit_scale(g)
         return scale * self._dual_norm(unit)
 
     def lmo(
@@ -94,7 +94,7 @@ class Norm(Noun, abc.ABC):
         """
         checks.is_matrix("g", g)
         checks.in_range("radius", radius, 0.0, math.inf, open_high=True)
-        unit, scale = unit_scale(g)
+        unit, scale = linalg.unit_scale(g)
         step = -jnp.asarray(radius, unit.dtype) * self._maximizer(unit)
         return jnp.where(jnp.isfinite(scale), step, jnp.nan).astype(g.dtype)
 
@@ -113,39 +113,3 @@ class Norm(Noun, abc.ABC):
         checks.is_matrix("g", g)
         wide = g.astype(linalg.wide_dtype(g))
         return (-self.dual_norm(wide) * self.lmo(wide)).astype(g.dtype)
-
-
-def unit_scale(
-    x: Array, axis: int | None = None
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Splits x into u·s with max |u| = 1, so that squaring u is safe.
-
-    Args:
-      x: an array.
-      axis: the axis along which to take the maximum; None is all of them.
-
-    Returns:
-      u, in float32 or wider, and s ≥ 0, with `axis` kept at length 1 (s is a scalar if
-      `axis` is None). Where x is zero, u and s are. Where x is not finite, nor is s.
-
-    >>> unit_scale(jnp.array([[3e-30, -6e-30]]))[0]
-    Array([[ 0.5, -1. ]], dtype=float32)
-    """
-    x = x.astype(linalg.wide_dtype(x))
-    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
-    return x / jnp.where(scale == 0, jnp.ones_like(scale), scale), scale
-
-
-def l2_norm(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
-    """√Σx² along `axis` (kept at length 1; None is all), whatever the scale of x."""
-    unit, scale = unit_scale(x, axis)
-    return scale * jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
-
-
-def l2_direction(
-    x: Float[Array, "..."], axis: int | None = None
-) -> Float[Array, "..."]:
-    """x/√Σx² along `axis` (None is all), and zero where x is zero."""
-    unit, _ = unit_scale(x, axis)
-    norm = jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
-    return unit / jnp.where(norm == 0, jnp.ones_like(norm), norm)

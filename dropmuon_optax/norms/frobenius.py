@@ -5,7 +5,8 @@ from typing import final
 
 from jaxtyping import Array, Float
 
-from dropmuon_optax.norms.base import Norm, l2_direction, l2_norm
+from dropmuon_optax.linalg import l2_direction, l2_norm
+from dropmuon_optax.norms.base import Norm
 
 
 @final

@@ -1,0 +1,60 @@
+"""Scales: what keeps squares, reciprocals and roundings inside a dtype's range."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def wide_dtype(*arrays: Array) -> np.dtype:
+    """The dtype to compute in: float64 if an array has it, float32 otherwise.
+
+    >>> wide_dtype(jnp.zeros(2, jnp.bfloat16))
+    dtype('float32')
+    """
+    double = any(x.dtype == jnp.float64 for x in arrays)
+    return np.dtype(np.float64 if double else np.float32)
+
+
+def unit_scale(
+    x: Array, axis: int | None = None
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Splits x into u·s with max |u| = 1, so that squaring u is safe.
+
+    Args:
+      x: an array.
+      axis: the axis along which to take the maximum; None is all of them.
+
+    Returns:
+      u, in float32 or wider, and s ≥ 0, with `axis` kept at length 1 (s is a scalar if
+      `axis` is None). Where x is zero, u and s are. Where x is not finite, nor is s.
+
+    >>> unit_scale(jnp.array([[3e-30, -6e-30]]))[0]
+    Array([[ 0.5, -1. ]], dtype=float32)
+    """
+    x = x.astype(wide_dtype(x))
+    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
+    # XLA divides by a scalar through its reciprocal, which for the largest floats is
+    # subnormal and counts as zero: bring both nearer to 1 first, exactly.
+    nudge = jnp.where(scale > 1, 1 / 16, 16.0).astype(x.dtype)
+    divisor = jnp.where(scale == 0, jnp.ones_like(scale), scale * nudge)
+    return x * nudge / divisor, scale
+
+
+def l2_norm(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
+    """√Σx² along `axis` (kept at length 1; None is all), whatever the scale of x."""
+    unit, scale = unit_scale(x, axis)
+    return scale * jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
+
+
+def l2_direction(
+    x: Float[Array, "..."], axis: int | None = None
+) -> Float[Array, "..."]:
+    """x/√Σx² along `axis` (None is all), and zero where x is zero.
+
+    >>> l2_direction(jnp.full((2, 2), 6e4, jnp.float16))
+    Array([[0.5, 0.5],
+           [0.5, 0.5]], dtype=float32)
+    """
+    unit, _ = unit_scale(x, axis)
+    norm = jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
+    return unit / jnp.where(norm == 0, jnp.ones_like(norm), norm)
