@@ -5,15 +5,13 @@ Claim: TODO
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from flax import nnx
 
 from benchmarks import data, record, report, train
 from benchmarks.models import cnn
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.options import learning_rate, optimizer_names, positive, share
 
 RESULTS = Path(__file__).parent / "results"
 NUM_EPOCHS = {"digits": 20, "mnist": 2, "fashion_mnist": 2, "cifar10": 3}
@@ -60,49 +58,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def optimizer_names(text: str) -> list[str]:
-    """Reads `muon,adamw`."""
-    names = text.split(",")
-    for name in names:
-        known_optimizer(name)
-    return names
-
-
-def learning_rate(text: str) -> tuple[str, float]:
-    """Reads `muon=0.02`."""
-    name, _, value = text.partition("=")
-    known_optimizer(name)
-    try:
-        return name, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be NAME=VALUE with a number as value, got {text!r}"
-        ) from None
-
-
-def known_optimizer(name: str) -> None:
-    """Raises argparse's error, with the known names, for an unknown one."""
-    if name not in OPTIMIZERS:
-        raise argparse.ArgumentTypeError(
-            f"unknown optimizer {name!r} (choose from {', '.join(OPTIMIZERS)})"
-        )
-
-
-def positive(text: str) -> int:
-    """Reads a positive whole number."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """Reads a number in (0, 1]."""
-    value = float(text)
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"must lie in (0, 1], got {text!r}")
-    return value
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
@@ -147,14 +102,8 @@ def run(
 
     All optimizers start from the same weights and see the same batches.
     """
-    model = cnn.CNN(
-        dataset.train_images.shape[1:],
-        cnn.PRESETS[options.model],
-        len(dataset.classes),
-        rngs=nnx.Rngs(options.seed),
-    )
-    graphdef, params = cnn.init_params(model)
-    apply = partial(cnn.apply, graphdef)
+    shape = dataset.train_images.shape[1:]
+    apply, params = cnn.build(shape, options.model, seed=options.seed)
     peak = dict(options.learning_rate).get(name, OPTIMIZERS[name].learning_rate)
     optimizer = OPTIMIZERS[name].build(train.linear_decay(dataset, schedule, peak))
     result = train.train(

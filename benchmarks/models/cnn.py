@@ -1,5 +1,8 @@
 """A CNN of three convolutional layers for small square images."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -82,15 +85,22 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
     return windows.max(axis=(2, 4))
 
 
-def init_params(model: CNN) -> tuple[nnx.GraphDef, nnx.State]:
-    """Splits a model into its static definition and a tree of plain arrays."""
+def build(
+    image_shape: tuple[int, int, int], preset: str, *, seed: int
+) -> tuple[Callable[[Any, jax.Array], jax.Array], nnx.State]:
+    """The network as a function, and its initial weights.
+
+    Args:
+        image_shape: (height, width, depth).
+        preset: One of `PRESETS`.
+        seed: Of the initial weights.
+
+    Returns:
+        (params, images (B, H, W, C)) -> logits (B, K), and a tree of plain arrays.
+    """
+    model = CNN(image_shape, PRESETS[preset], rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(model, nnx.Param)
-    return graphdef, nnx.as_pure(params)
-
-
-def apply(graphdef: nnx.GraphDef, params: nnx.State, images: jax.Array) -> jax.Array:
-    """The logits of `images` (B, H, W, C) under `params`."""
-    return nnx.merge(graphdef, params)(images)  # (B, K)
+    return lambda params, x: nnx.merge(graphdef, params)(x), nnx.as_pure(params)
 
 
 def scion_layers():

@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
-from benchmarks import cnn
+from benchmarks import cnn, step_time
 from benchmarks.optimizers import OPTIMIZERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def test_every_optimizer_leaves_a_row_a_line_and_a_curve(tmp_path):
         tmp_path, "--epochs", "2", "--limit", "256", "--evaluations", "2",
         "--learning-rate", "adamw=0.004",
     )  # fmt: skip
-    stdout, stderr = process.communicate(timeout=200)
+    stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     entries = lines(tmp_path)
     assert [entry["optimizer"] for entry in entries] == list(OPTIMIZERS)
@@ -133,3 +134,19 @@ def test_learning_rates_add_up():
         ["--learning-rate", "adamw=1", "optax_muon=2", "--learning-rate", "adamw=3"]
     )
     assert dict(options.learning_rate) == {"adamw": 3.0, "optax_muon": 2.0}
+
+
+def test_step_times_in_pairs(tmp_path, capsys):
+    """`python -m benchmarks.step_time`: ratios are to the first optimizer."""
+    output = ["--output", str(tmp_path), "--rounds", "2", "--batch-size", "8"]
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it
+        assert step_time.main([*output, "--optimizers", "adamw,gluon"]) == 0
+    entry = json.loads((tmp_path / "step_time.jsonl").read_text())
+    assert list(entry["optimizers"]) == ["adamw", "gluon"]
+    assert entry["optimizers"]["adamw"]["step_time_ratio"]["median"] == 1.0
+    for measured in entry["optimizers"].values():
+        assert measured["step_time_s"]["num_runs"] == 2
+        assert measured["compile_time_s"] > 0
+    out = capsys.readouterr().out
+    assert "| adamw" in out
+    assert "| gluon" in out

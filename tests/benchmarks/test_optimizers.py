@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import dropmuon_optax as dm
 from benchmarks.models import cnn
@@ -21,8 +20,8 @@ def random_like(params, seed):
 
 @pytest.fixture(scope="module")
 def params():
-    model = nnx.eval_shape(lambda: cnn.CNN((8, 8, 1), rngs=nnx.Rngs(0)))
-    return random_like(cnn.init_params(model)[1], seed=0)
+    shapes = jax.eval_shape(lambda: cnn.build((8, 8, 1), "small", seed=0)[1])
+    return random_like(shapes, seed=0)
 
 
 @pytest.fixture(scope="module")

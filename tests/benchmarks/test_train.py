@@ -190,14 +190,18 @@ def test_the_learning_rate_decays_linearly_to_zero(dataset):
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])
 @pytest.mark.parametrize("preset", cnn.PRESETS)
 def test_the_network_on_every_image_size(shape, preset):
-    channels = cnn.PRESETS[preset]
-    model = nnx.eval_shape(lambda: cnn.CNN(shape, channels, rngs=nnx.Rngs(0)))
-    graphdef, params = cnn.init_params(model)
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+
+    def build_and_apply(images):
+        apply, params = cnn.build(shape, preset, seed=0)
+        return params, apply(params, images)
+
+    params, logits = jax.eval_shape(build_and_apply, images)
     paths = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    first, second, third = channels
+    first, second, third = cnn.PRESETS[preset]
     assert paths == {
         "conv1/kernel": (3, 3, shape[2], first),
         "conv1/bias": (first,),
@@ -208,8 +212,6 @@ def test_the_network_on_every_image_size(shape, preset):
         "head/kernel": (shape[0] // 4 * (shape[1] // 4) * third, 10),
         "head/bias": (10,),
     }
-    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    logits = jax.eval_shape(partial(cnn.apply, graphdef), params, images)
     assert logits.shape == (2, 10)
 
 
