@@ -9,6 +9,9 @@
 
 from dropmuon_optax import linalg as linalg
 from dropmuon_optax import norms as norms
+from dropmuon_optax import samplings as samplings
+from dropmuon_optax.algorithms.drop_muon import drop_layers as drop_layers
+from dropmuon_optax.algorithms.drop_muon import drop_muon as drop_muon
 from dropmuon_optax.algorithms.gluon import gluon as gluon
 from dropmuon_optax.algorithms.gluon import (
     gluon_learning_rate_schedule as gluon_learning_rate_schedule,
@@ -20,6 +23,8 @@ from dropmuon_optax.algorithms.gluon import scale_by_momentum as scale_by_moment
 from dropmuon_optax.algorithms.muon import muon as muon
 from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
 from dropmuon_optax.algorithms.scion import scion as scion
+from dropmuon_optax.backprop import scan_layers as scan_layers
+from dropmuon_optax.backprop import value_and_grad as value_and_grad
 from dropmuon_optax.geometry import muon_geometry as muon_geometry
 from dropmuon_optax.geometry import scion_geometry as scion_geometry
 from dropmuon_optax.layers import Layer as Layer
@@ -29,6 +34,7 @@ from dropmuon_optax.layers import describe as describe
 from dropmuon_optax.layers import layers_by_path as layers_by_path
 from dropmuon_optax.leaves import AdaptiveRadius as AdaptiveRadius
 from dropmuon_optax.lmo import scale_by_lmo as scale_by_lmo
+from dropmuon_optax.samplings import active_layers as active_layers
 from dropmuon_optax.views import View as View
 
 __version__ = "0.1.0"

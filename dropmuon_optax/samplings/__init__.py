@@ -1,0 +1,11 @@
+"""Samplings: which layers move at step k, as distributions over sets of layers."""
+
+from dropmuon_optax.samplings.base import Sampling as Sampling
+from dropmuon_optax.samplings.epoch_shift import EpochShift as EpochShift
+from dropmuon_optax.samplings.epoch_shift import LinearShift as LinearShift
+from dropmuon_optax.samplings.full import Full as Full
+from dropmuon_optax.samplings.host import active_layers as active_layers
+from dropmuon_optax.samplings.independent import Independent as Independent
+from dropmuon_optax.samplings.nice import Nice as Nice
+from dropmuon_optax.samplings.progressive import Progressive as Progressive
+from dropmuon_optax.samplings.round_robin import RoundRobin as RoundRobin

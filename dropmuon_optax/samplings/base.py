@@ -1,0 +1,161 @@
+"""A sampling, as a noun: the distribution 𝒟 of the set Sᵏ of layers that move.
+
+Others call it a layer-mask schedule. Layer i moves at step k where Uᵢ < Pᵢᵏ, with Pᵢᵏ
+its inclusion probability and Uᵢ uniform on [0, 1): one U for all layers, so that sets
+are nested (suffixes, if P is non-decreasing), or one for each layer. U is a 32-bit word
+and P a threshold for it, so a draw is a comparison of integers and the same on every
+device and host; probabilities are exact up to rounding to multiples of 2⁻³².
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from dropmuon_optax import checks
+from dropmuon_optax.nouns import Noun
+from dropmuon_optax.samplings.draws import device_words, threefry_key
+
+SUM_TOLERANCE = 1e-6  # of probabilities around 1; they are divided by their sum
+
+_CERTAIN = 2**32
+
+
+class Sampling(Noun, abc.ABC):
+    """A distribution over sets of layers, given the step count k.
+
+    Attributes:
+      nested: whether one uniform number U decides for all layers.
+    """
+
+    nested: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """Inclusion probabilities; each step's are one of the rows."""
+
+    def _row(self, num_layers: int, count: Any) -> Any:
+        """Which row holds at step `count`, an integer (array)."""
+        del num_layers
+        return 0 * count
+
+    def check(self, num_layers: int) -> None:
+        """Raises a ValueError if this can't be a sampling of `num_layers` layers."""
+        checks.positive_int("num_layers", num_layers)
+
+    def sample(self, num_layers: int, count: Any, *, key: Any) -> Bool[Array, " b"]:
+        """The set S of layers that move, drawn on the device.
+
+        Args:
+          num_layers: the number of layers b.
+          count: the step count k; may be traced.
+          key: the key of this step, `jax.random.fold_in(key, count)`.
+
+        Returns:
+          S as bool of shape (b,), counted from the input.
+
+        Raises:
+          ValueError: if the sampling is one of another number of layers, or `key` is no
+            Threefry key.
+        """
+        self.check(num_layers)
+        words = device_words(threefry_key(key), self.num_words(num_layers))
+        return self.decide(num_layers, jnp.asarray(count), words)
+
+    def marginals(self, num_layers: int, count: Any) -> Float[Any, " b"]:
+        """The inclusion probabilities Pᵢ = P(i ∈ Sᵏ), exactly.
+
+        Args:
+          num_layers: the number of layers b.
+          count: the step count k.
+
+        Returns:
+          P of shape (b,): float64 in NumPy, or an array of JAX if `count` is one.
+
+        Raises:
+          ValueError: if the sampling is one of another number of layers.
+        """
+        self.check(num_layers)
+        table = self._table(num_layers)
+        if isinstance(count, jax.Array):
+            table = jnp.asarray(table, jnp.result_type(float))
+        else:
+            count = np.asarray(count)
+        return table[self._row(num_layers, count)]
+
+    def can_be_empty(self, num_layers: int) -> bool:
+        """Whether there are steps at which no layer may move."""
+        self.check(num_layers)
+        thresholds = _thresholds(self._table(num_layers))
+        return not (thresholds == _CERTAIN).any(axis=-1).all()
+
+    def sets(self, num_layers: int) -> list[tuple[bool, ...]] | None:
+        """All sets that can be drawn, or None where they may be exponentially many."""
+        self.check(num_layers)
+        if not self.nested:
+            return None
+        found = set()
+        for row in np.unique(_thresholds(self._table(num_layers)), axis=0):
+            levels = {*row.tolist(), _CERTAIN} - {0}
+            found |= {tuple((row >= level).tolist()) for level in levels}
+        return sorted(found, reverse=True)
+
+    def num_words(self, num_layers: int) -> int:
+        """How many random words a draw takes."""
+        return 1 if self.nested else num_layers
+
+    def decide(self, num_layers: int, count: Any, words: Any) -> Any:
+        """The sets that random words mean, for arrays of NumPy as of JAX.
+
+        Args:
+          num_layers: the number of layers b.
+          count: step counts, integers of shape (…).
+          words: uint32 of shape (…, num_words).
+
+        Returns:
+          bool of shape (…, b).
+        """
+        xp = words.__array_namespace__()
+        thresholds = _thresholds(self._table(num_layers))
+        row = self._row(num_layers, count)
+        certain = xp.asarray(thresholds == _CERTAIN)[row]
+        below = xp.asarray(np.minimum(thresholds, _CERTAIN - 1).astype(np.uint32))[row]
+        return (words < below) | certain
+
+
+def _thresholds(probabilities: np.ndarray) -> np.ndarray:
+    """Whole numbers t with P(word < t) = probability, for a uniform 32-bit word."""
+    return np.round(probabilities * _CERTAIN).astype(np.int64)
+
+
+def as_probabilities(name: str, values: Any) -> tuple[float, ...]:
+    """`values` as a tuple of floats.
+
+    Raises:
+      ValueError: if they are no numbers in [0, 1].
+
+    >>> as_probabilities("probabilities", [0.5, -0.5])
+    Traceback (most recent call last):
+    ...
+    ValueError: `probabilities` must be numbers in [0, 1], got [0.5, -0.5]
+    """
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
+        found = (-1.0,)
+    if not found or not all(0 <= value <= 1 for value in found):
+        raise ValueError(f"`{name}` must be numbers in [0, 1], got {values!r}")
+    return found
+
+
+def check_length(sampling: Sampling, values: Sequence[float], num_layers: int) -> None:
+    """Refuses probabilities of another number of layers."""
+    if len(values) != num_layers:
+        raise ValueError(
+            f"`sampling` must have one probability for each of {num_layers} layers, "
+            f"got {sampling!r}"
+        )

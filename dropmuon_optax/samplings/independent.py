@@ -1,0 +1,49 @@
+"""A coin for every layer."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import numpy as np
+from jaxtyping import Float
+
+from dropmuon_optax.samplings.base import Sampling, as_probabilities, check_length
+
+
+@final
+@dataclasses.dataclass(frozen=True, repr=False)
+class Independent(Sampling):
+    """Layer i moves with probability Pᵢ, independently of the others.
+
+    Unless some Pᵢ is 1, the set can be empty (`can_be_empty`): nothing moves then and
+    the counters advance. There is no gradient to compute for such a set, so give
+    `update` zeros in place of what `value_and_grad` would return.
+
+    Attributes:
+      probabilities: Pᵢ of each layer, counted from the input.
+
+    Raises:
+      ValueError: if they are not in [0, 1]; when used, if there are not b of them.
+
+    Examples:
+      >>> Independent((0.5, 1.0)).can_be_empty(2)
+      False
+      >>> Independent((0.5, 0.9)).can_be_empty(2)
+      True
+    """
+
+    nested: ClassVar[bool] = False
+
+    probabilities: Sequence[float | int] | np.ndarray
+
+    def __post_init__(self) -> None:
+        values = as_probabilities("probabilities", self.probabilities)
+        object.__setattr__(self, "probabilities", values)
+
+    def check(self, num_layers: int) -> None:
+        """Raises a ValueError if there are not `num_layers` probabilities."""
+        super().check(num_layers)
+        check_length(self, tuple(self.probabilities), num_layers)
+
+    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        return np.array(self.probabilities, np.float64)[None]

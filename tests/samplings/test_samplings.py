@@ -1,0 +1,330 @@
+"""The laws of every sampling, and that host and device draw the same sets.
+
+To put a new sampling under them, add one line to `SAMPLINGS`.
+"""
+
+import functools
+import inspect
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dropmuon_optax import samplings
+from dropmuon_optax.samplings import (
+    EpochShift,
+    Full,
+    Independent,
+    LinearShift,
+    Nice,
+    Progressive,
+    RoundRobin,
+    active_layers,
+    draws,
+    host,
+)
+
+B = 5
+SAMPLINGS = [
+    Full(),
+    Progressive(),
+    Progressive((0.1, 0.0, 0.25, 0.65, 0.0)),
+    Progressive((0, 0, 0, 0, 1)),
+    EpochShift(20),
+    EpochShift(5000, alpha=-2),
+    LinearShift(20),
+    Independent((0.1, 0.5, 1.0, 0.0, 0.9)),
+    Independent((0.5,) * B),
+    Nice(1),
+    Nice(3),
+    Nice(B),
+    RoundRobin(),
+]
+SUFFIXES = [
+    s for s in SAMPLINGS if isinstance(s, Progressive | EpochShift | LinearShift)
+]
+MAY_BE_EMPTY = [Independent((0.5,) * B)]
+
+NUM_DRAWS = 4000
+NUM_SIGMAS = 5  # of a binomial: exceeded once in a million draws
+
+every_sampling = pytest.mark.parametrize("sampling", SAMPLINGS, ids=repr)
+
+
+@functools.cache
+def sampler(sampling):
+    """Compiled once: (keys, count) -> sets."""
+    sample = lambda key, count: sampling.sample(B, count, key=key)  # noqa: E731
+    return jax.jit(jax.vmap(sample, in_axes=(0, None)))
+
+
+def draw(sampling, count):
+    """Sets drawn at one step under many keys, as bools (draws, b)."""
+    keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
+    return np.asarray(sampler(sampling)(keys, jnp.int32(count)))
+
+
+@every_sampling
+@pytest.mark.parametrize("count", [0, 7, 10**6])
+def test_frequencies_are_the_marginals(sampling, count):
+    drawn, p = draw(sampling, count), sampling.marginals(B, count)
+    assert p.shape == (B,) and p.dtype == np.float64
+    spread = np.sqrt(p * (1 - p) / NUM_DRAWS)
+    assert (abs(drawn.mean(axis=0) - p) <= NUM_SIGMAS * spread).all()
+
+
+@every_sampling
+def test_marginals_of_a_traced_count(sampling):
+    traced = jax.jit(lambda count: sampling.marginals(B, count))
+    for count in (0, 3, 19, 10**6):
+        exact = sampling.marginals(B, count)
+        np.testing.assert_allclose(traced(jnp.int32(count)), exact, rtol=1e-6)
+
+
+@every_sampling
+@pytest.mark.parametrize("raw", [False, True], ids=["typed", "raw"])
+def test_host_and_device_draw_the_same(sampling, raw):
+    key = jax.random.PRNGKey(3) if raw else jax.random.key(3)
+
+    @jax.jit
+    @jax.vmap
+    def sample(count):
+        return sampling.sample(B, count, key=jax.random.fold_in(key, count))
+
+    steps = [*range(200), 1023, 1024, 5000, 10**6, 10**9, 2**31 - 1]
+    drawn = sample(jnp.array(steps, jnp.int32)).tolist()
+    for step, expected in zip(steps, drawn, strict=True):
+        found = active_layers(sampling, B, key, step)
+        assert found == tuple(expected)
+        assert all(type(entry) is bool for entry in found)
+
+
+@every_sampling
+def test_a_set_depends_on_sampling_key_and_step_alone(sampling):
+    key = jax.random.key(5)
+    there = [active_layers(sampling, B, key, step) for step in range(3000)]
+    host._sets_of_block.cache_clear()
+    host._known_keys.clear()
+    again = np.array(jax.random.key_data(key))
+    for step in (2999, 0, 1024, 1023):
+        assert active_layers(sampling, B, again, step) == there[step]
+
+
+@every_sampling
+def test_sets_are_all_that_can_be_drawn(sampling):
+    sets = sampling.sets(B)
+    if sets is None:
+        assert isinstance(sampling, Independent | Nice)
+        return
+    assert len(set(sets)) == len(sets)
+    drawn = {
+        tuple(row.tolist())
+        for count in (0, 1, 2, 3, 4, 20)
+        for row in draw(sampling, count)
+    }
+    assert drawn == set(sets)
+
+
+@every_sampling
+def test_empty_sets_are_announced(sampling):
+    drawn = np.concatenate([draw(sampling, count) for count in (0, 7, 10**6)])
+    assert sampling.can_be_empty(B) == (sampling in MAY_BE_EMPTY)
+    assert (~drawn.any(axis=1)).any() == (sampling in MAY_BE_EMPTY)
+
+
+@every_sampling
+def test_layers_of_probability_1_always_move(sampling):
+    drawn, p = draw(sampling, 3), sampling.marginals(B, 3)
+    assert drawn[:, p == 1].all() and not drawn[:, p == 0].any()
+
+
+@pytest.mark.parametrize("sampling", SUFFIXES, ids=repr)
+def test_cutoffs_make_suffixes(sampling):
+    drawn = np.concatenate([draw(sampling, count) for count in (0, 7, 10**6)])
+    assert (np.diff(drawn.astype(int), axis=1) >= 0).all()
+    assert drawn[:, -1].all()
+
+
+@every_sampling
+def test_hashable_comparable_printable(sampling):
+    assert sampling == eval(repr(sampling), vars(samplings))
+    assert hash(sampling) == hash(eval(repr(sampling), vars(samplings)))
+
+
+def test_uniform_cutoffs_are_uniform():
+    cutoffs = B - draw(Progressive(), 0).sum(axis=1)
+    counts = np.bincount(cutoffs, minlength=B) / NUM_DRAWS
+    spread = math.sqrt(0.2 * 0.8 / NUM_DRAWS)
+    assert (abs(counts - 0.2) <= NUM_SIGMAS * spread).all()
+
+
+def test_independent_layers_are_independent():
+    p = np.array([0.1, 0.5, 0.7, 0.3, 0.9])
+    drawn = draw(Independent(p), 0)
+    for i, j in itertools.combinations(range(B), 2):
+        both, expected = (drawn[:, i] & drawn[:, j]).mean(), p[i] * p[j]
+        spread = math.sqrt(expected * (1 - expected) / NUM_DRAWS)
+        assert abs(both - expected) <= NUM_SIGMAS * spread
+
+
+@pytest.mark.parametrize("tau", [1, 2, 4])
+def test_nice_sets_have_tau_layers_and_all_are_as_likely(tau):
+    drawn = draw(Nice(tau), 0)
+    assert (drawn.sum(axis=1) == tau).all()
+    expected = 1 / math.comb(B, tau)
+    spread = math.sqrt(expected * (1 - expected) / NUM_DRAWS)
+    for chosen in itertools.combinations(range(B), tau):
+        found = drawn[:, list(chosen)].all(axis=1).mean()
+        assert abs(found - expected) <= NUM_SIGMAS * spread
+
+
+def test_round_robin_takes_turns():
+    turns = [active_layers(RoundRobin(), 3, jax.random.key(0), k) for k in range(4)]
+    assert turns == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+        (True, False, False),
+    ]
+
+
+@pytest.mark.parametrize("num_steps", [1, 20, 1024, 1025, 10**7])
+def test_epoch_shift_follows_its_formula(num_steps):
+    alpha, i = 0.5, np.arange(B)
+    for q in (0, 0.25, 0.5, 0.9, 1):
+        step = round(q * num_steps)
+        weights = np.exp(alpha * ((1 - q) * (B - 1 - i) + q * i))
+        expected = np.cumsum(weights) / weights.sum()
+        # q moves in 1024 stages, by which no exponent changes more than α(b − 1)/1024;
+        # and a step is a whole number.
+        found = EpochShift(num_steps, alpha).marginals(B, step)
+        slack = 2 * alpha * (B - 1) * (1 / 1024 + abs(step / num_steps - q)) + 1e-12
+        np.testing.assert_allclose(found, expected, rtol=slack)
+
+
+def test_linear_shift_follows_its_formula():
+    i = np.arange(B)
+    for step in (0, 5, 10, 20, 21):
+        q = min(step / 20, 1)
+        weights = (1 - q) * (B - i) + q * (i + 1)
+        expected = np.cumsum(weights) / weights.sum()
+        np.testing.assert_allclose(LinearShift(20).marginals(B, step), expected)
+
+
+def test_steep_weights_do_not_overflow():
+    p = EpochShift(10, alpha=50.0).marginals(400, 0)
+    assert np.isfinite(p).all() and p[0] > 0.99
+
+
+def test_draws_are_pinned():
+    # A run that resumes under another version must draw the sets it would have drawn.
+    key = jax.random.key(0)
+    cutoffs = [B - sum(active_layers(Progressive(), B, key, k)) for k in range(12)]
+    assert cutoffs == [4, 0, 3, 3, 3, 3, 3, 1, 4, 0, 0, 3]
+
+
+def test_fold_in_is_that_of_jax():
+    key = jax.random.key(123)
+    steps = np.array([0, 1, 77, 2**31 - 1], np.uint32)
+    words = host.host_words(draws.host_key(key), steps, 3)
+    for step, row in zip(steps, words, strict=True):
+        of_step = jax.random.fold_in(key, step)
+        expected = [
+            int(jax.random.key_data(jax.random.fold_in(of_step, j))[0])
+            for j in range(3)
+        ]
+        assert row.tolist() == expected
+
+
+def test_the_host_draws_without_a_call_to_jax(monkeypatch):
+    key = jax.random.key(11)
+    active_layers(Nice(2), B, key, 0)  # fetches the key
+    monkeypatch.setattr(draws, "jax", None)
+    monkeypatch.setattr(host, "host_key", None)
+    for step in (1, 5000, 10**6):
+        assert sum(active_layers(Nice(2), B, key, step)) == 2
+        assert active_layers(Progressive(), B, key, step)[-1]
+
+
+def test_keys_are_remembered_by_identity_and_bounded():
+    host._known_keys.clear()
+    for seed in range(host._MAX_KNOWN_KEYS + 10):
+        key = jax.random.key(seed)
+        expected = tuple(Nice(2).sample(B, 4, key=jax.random.fold_in(key, 4)).tolist())
+        if seed % 20 == 0:
+            assert active_layers(Nice(2), B, key, 4) == expected
+        active_layers(Nice(2), B, key, 4)
+    assert len(host._known_keys) == host._MAX_KNOWN_KEYS
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        jax.random.key(0, impl="rbg"),
+        jax.random.split(jax.random.key(0)),
+        np.zeros(4, np.uint32),
+        np.zeros(2, np.int32),
+        0,
+        None,
+    ],
+    ids=["rbg", "two keys", "four words", "int32", "seed", "none"],
+)
+def test_other_keys_are_refused(key):
+    with pytest.raises(ValueError, match="`key` must be one Threefry key"):
+        active_layers(Progressive(), B, key, 0)
+    with pytest.raises(ValueError, match="`key` must be one Threefry key"):
+        Progressive().sample(B, 0, key=key)
+
+
+@pytest.mark.parametrize("step", [-1, 2**31, 0.5, True])
+def test_other_steps_are_refused(step):
+    with pytest.raises(ValueError, match="`step` must be a whole number"):
+        inspect.unwrap(active_layers)(Progressive(), B, jax.random.key(0), step)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Progressive((0.5, 0.4)), "`probabilities` must sum to 1"),
+        (lambda: Progressive((0.5, 0.5001)), "`probabilities` must sum to 1"),
+        (lambda: Progressive((1.5, -0.5)), "`probabilities` must be numbers"),
+        (lambda: Progressive(()), "`probabilities` must be numbers"),
+        (lambda: Progressive((math.nan, 1.0)), "`probabilities` must be numbers"),
+        (lambda: Independent((0.5, -0.1)), "`probabilities` must be numbers"),
+        (lambda: Independent((1.1,)), "`probabilities` must be numbers"),
+        (lambda: Nice(0), "`tau` must be a whole number"),
+        (lambda: EpochShift(0), "`num_steps` must be a whole number"),
+        (lambda: EpochShift(10, math.inf), "`alpha` must be in"),
+        (lambda: LinearShift(-1), "`num_steps` must be a whole number"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "sampling", [Progressive((0.5, 0.5)), Independent((0.5, 0.5)), Nice(4)], ids=repr
+)
+def test_samplings_of_another_number_of_layers_are_refused(sampling):
+    key = jax.random.key(0)
+    for use in (
+        lambda: sampling.sample(3, 0, key=key),
+        lambda: sampling.marginals(3, 0),
+        lambda: sampling.sets(3),
+        lambda: sampling.can_be_empty(3),
+        lambda: active_layers(sampling, 3, key, 0),
+    ):
+        with pytest.raises(ValueError, match=r"3 layers"):
+            use()
+    with pytest.raises(ValueError, match="`num_layers` must be a whole number"):
+        sampling.marginals(0, 0)
+
+
+def test_probabilities_off_by_rounding_are_divided_by_their_sum():
+    p = Progressive((0.1, 0.2, 0.7 + 1e-7)).marginals(3, 0)
+    np.testing.assert_allclose(p, [0.1, 0.3, 1.0], atol=1e-7)
+    assert p[-1] == 1
