@@ -26,16 +26,16 @@ def count_primitives(function: Callable[..., Any], *args: Any) -> collections.Co
       2
     """
     jaxpr = jax.make_jaxpr(function)(*args)
-    return collections.Counter(eqn.primitive.name for eqn in _equations(jaxpr.jaxpr))
+    return collections.Counter(eqn.primitive.name for eqn in equations(jaxpr.jaxpr))
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations of a jaxpr and of the jaxprs inside it."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(inner):
-                yield from _equations(getattr(inner, "jaxpr", inner))
+                yield from equations(getattr(inner, "jaxpr", inner))
 
 
 def _is_jaxpr(value: Any) -> bool:

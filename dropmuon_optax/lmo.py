@@ -37,8 +37,7 @@ def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
 
     Examples:
       >>> from dropmuon_optax import norms
-      >>> from dropmuon_optax import linalg
-from dropmuon_optax.layers import layers_by_path
+      >>> from dropmuon_optax.layers import layers_by_path
       >>> tx = scale_by_lmo(layers_by_path(None, [("", norms.MaxEntry(), 0.5)]))
       >>> g = {"a": jnp.array([3.0, -4.0])}
       >>> tx.update(g, tx.init(g))[0]

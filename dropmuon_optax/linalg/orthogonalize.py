@@ -4,6 +4,7 @@ All three functions take one unbatched matrix (stacks come by `jax.vmap`), accep
 finite scale, and return the input's dtype.
 """
 
+import functools
 import itertools
 
 import jax
@@ -21,7 +22,12 @@ from dropmuon_optax.linalg.scaling import l2_direction, wide_dtype
 # "Gram Newton-Schulz", 2026, restarts there too).
 GRAM_RESTARTS = (2,)
 
+# Compiled once for each shape, also where `update` itself is not: an eager loop would
+# trace and compile its scan at every step.
+_STATIC = ("num_steps", "coefficients", "dtype", "precision")
 
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def newton_schulz(
     x: Float[Array, "m n"],
     num_steps: int = 5,
@@ -78,6 +84,7 @@ def newton_schulz(
     return y.astype(x.dtype)
 
 
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def gram_newton_schulz(
     x: Float[Array, "m n"],
     num_steps: int = 5,
@@ -140,6 +147,7 @@ def gram_newton_schulz(
     return (y.T if wide is not x else y).astype(x.dtype)
 
 
+@jax.jit
 def polar_factor(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
     """The exact polar factor UVᵀ, by singular value decomposition.
 

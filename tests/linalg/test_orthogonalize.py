@@ -90,20 +90,18 @@ def test_bfloat16_products_stay_in_the_certified_range(form):
     assert s.max() < 1.25
 
 
-def test_gram_form_keeps_small_singular_values_in_bfloat16():
-    """Without restart and float32 Gram matrices, condition 1e3 is lost in bfloat16."""
-    rng = np.random.default_rng(5)
-    u = np.linalg.qr(rng.standard_normal((16, 16)))[0]
-    v = np.linalg.qr(rng.standard_normal((64, 16)))[0]
-    x = (u * np.geomspace(1.0, 1e-3, 16)) @ v.T
-    y = linalg.gram_newton_schulz(jnp.asarray(x, "float32"), dtype="bfloat16")
-    along = np.abs(np.einsum("ij,ji->i", u.T @ np.asarray(y), v))
-    assert np.isfinite(along).all()
-    assert along.max() < 1.3
-    reference = linalg.newton_schulz(jnp.asarray(x, "float32"), dtype="bfloat16")
-    # As good as the plain iteration in the same dtype, direction by direction.
-    plain = np.abs(np.einsum("ij,ji->i", u.T @ np.asarray(reference), v))
-    assert (along > plain - 0.1).all()
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
+def test_gram_form_keeps_small_singular_values_in_bfloat16(condition):
+    """Measured errors: 0.01 to 0.04; the plain form's 0.05 to 0.15 in this dtype, and
+    0.07 to 0.14 without the restart. Singular values of 1e-3 start at 3 roundings."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        u = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+        v = np.linalg.qr(rng.standard_normal((64, 16)))[0]
+        x = (u * np.geomspace(1.0, 1 / condition, 16)) @ v.T
+        y = linalg.gram_newton_schulz(jnp.asarray(x, "float32"), dtype="bfloat16")
+        error = u.T @ (np.asarray(y) - polynomial(x, 5, linalg.KELLER_JORDAN)) @ v
+        assert np.abs(np.diag(error)).max() < 0.06
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -136,7 +134,8 @@ def test_one_loop_whatever_the_number_of_steps(form):
 def test_loops_of_the_gram_form_never_touch_the_long_side():
     for x in (jnp.ones((512, 32)), jnp.ones((32, 512))):
         jaxpr = jax.make_jaxpr(linalg.gram_newton_schulz)(x)
-        loops = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
+        equations = counters.equations(jaxpr.jaxpr)
+        loops = [e for e in equations if e.primitive.name == "scan"]
         assert len(loops) == 2  # one before the restart, one after
         assert not any("512" in str(loop.params["jaxpr"]) for loop in loops)
 
