@@ -25,6 +25,7 @@ from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
 from dropmuon_optax.algorithms.scion import scion as scion
 from dropmuon_optax.backprop import scan_layers as scan_layers
 from dropmuon_optax.backprop import value_and_grad as value_and_grad
+from dropmuon_optax.geometry import ball_geometry as ball_geometry
 from dropmuon_optax.geometry import muon_geometry as muon_geometry
 from dropmuon_optax.geometry import scion_geometry as scion_geometry
 from dropmuon_optax.layers import Layer as Layer

@@ -27,7 +27,11 @@ HEAD_RADIUS = 16.0
 
 # A vector's normalized step has no small directions to average over; at the hidden
 # layers' own length it overshoots narrow valleys (Rosenbrock's, at momentum 0.9).
-VECTOR_RADIUS = 0.5
+VECTOR_RADIUS = 0.25
+
+# Radius of the ball for hidden layers where weights are constrained to it, and 128 for
+# heads: those of the Scion paper's image models.
+BALL_RADIUS = 8.0
 
 
 def is_embedding(path: str) -> bool:
@@ -79,7 +83,7 @@ def scion_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float
 
     Examples:
       >>> scion_geometry("dense/bias", (8,))
-      (RMS(), 0.5)
+      (RMS(), 0.25)
     """
     kind = role(path, shape)
     if kind == "vector":
@@ -93,6 +97,27 @@ def scion_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float
     if kind == "conv":
         return norms.scion_conv(*shape[:-2]), 1.0
     return norms.scion_spectral(), 1.0
+
+
+def ball_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float]:
+    """Scion's norms with radii that constrain: 8 times those of `scion_geometry`.
+
+    The default where weights are to stay in the balls. A step at learning rate γ is 8
+    times as long as one of `scion_geometry`.
+
+    Args:
+      path: the leaf's path, keys joined by "/".
+      shape: the leaf's shape in Flax's order, spatial axes, fan_in, fan_out.
+
+    Returns:
+      The norm and the radius: 8 for hidden layers, 128 for heads, 2 for vectors.
+
+    Examples:
+      >>> ball_geometry("dense/bias", (8,))
+      (RMS(), 2.0)
+    """
+    norm, radius = scion_geometry(path, shape)
+    return norm, BALL_RADIUS * radius
 
 
 def muon_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm | None, float]:

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from dropmuon_optax import checks, linalg
+from dropmuon_optax.geometry import ball_geometry, scion_geometry
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.lmo import scale_by_lmo
 
@@ -42,8 +43,8 @@ def gluon(
       learning_rate: γ, a number or a schedule of the step count k; the step's length in
         layer i's norm is tᵢᵏ = γ(k)·radiusᵢ. For a layer with an `AdaptiveRadius` give
         1.0 (Theorem 1).
-      layers: a function from the parameters to a tree of `Layer`s; None is
-        `layers_by_path(None)`, Scion's norms by name and shape.
+      layers: a function from the parameters to a tree of `Layer`s; None is Scion's
+        norms by name and shape, `scion_geometry` or, if constrained, `ball_geometry`.
       momentum: β in [0, 1), the weight of the old momentum; a number or a schedule.
       nesterov: whether the oracle sees (1 − β)g + βM in place of M. Not in the paper.
       constrained: whether Xᵢ stays in the ball of its radius, by the Frank–Wolfe step
@@ -75,7 +76,7 @@ def gluon(
             f"by 1 − γ already), got {weight_decay!r}"
         )
     if layers is None:
-        layers = layers_by_path(None)
+        layers = layers_by_path(None, ball_geometry if constrained else scion_geometry)
     # The Frank–Wolfe step −γ(−LMO + X) is a plain one with a weight decay of 1.
     decay = 1.0 if constrained else weight_decay
     return optax.chain(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from dropmuon_optax.algorithms.gluon import gluon
+from dropmuon_optax.geometry import ball_geometry
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.leaves import AdaptiveRadius, join
 from dropmuon_optax.lmo import tree_lmo
@@ -35,7 +36,8 @@ def scion(
     Args:
       learning_rate: γ, a number or a schedule; a constrained step needs γ ≤ 1.
       layers: a function from the parameters to a tree of `Layer`s with radii ρᵢ; None
-        is `layers_by_path(None)`, Scion's norms by name and shape.
+        is Scion's norms by name and shape, `ball_geometry` (radius 8 for matrices, 128
+        for heads) or, unconstrained, `scion_geometry` (1 and 16).
       momentum: β in [0, 1), the weight of the old buffer.
       constrained: whether the weights stay in the balls {‖Xᵢ‖₍ᵢ₎ ≤ ρᵢ} once they are
         (see `init_on_ball`); else the step is X ← X + γ·argmin, with no shrink.
@@ -71,7 +73,7 @@ def init_on_ball(params: Any, layers: LayersFn | None = None, *, key: jax.Array)
     Args:
       params: a tree of weights, for shapes, dtypes and the values of vectors.
       layers: a function from the parameters to a tree of `Layer`s; None is
-        `layers_by_path(None)`.
+        `layers_by_path(None, ball_geometry)`.
       key: a PRNG key.
 
     Returns:
@@ -90,7 +92,7 @@ def init_on_ball(params: Any, layers: LayersFn | None = None, *, key: jax.Array)
     References:
       Pethick et al., arXiv:2502.07529; `init` in github.com/LIONS-EPFL/scion.
     """
-    layers = layers_by_path(None) if layers is None else layers
+    layers = layers_by_path(None, ball_geometry) if layers is None else layers
     leaves = join(layers, params)
     gaussians = []
     for number, leaf in enumerate(leaves):

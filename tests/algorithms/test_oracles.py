@@ -163,7 +163,7 @@ MAXIMIZERS = {
     "head/kernel": oracles.scion_sign,
     "embed/table": oracles.scion_input_rows,
 }
-RADII = {"bias": 0.5, "head/kernel": 16.0}
+RADII = {"bias": 0.25, "head/kernel": 16.0}
 
 
 def maximizer(name, orthogonalize):
