@@ -7,7 +7,7 @@ on it.
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,8 @@ class Case(NamedTuple):
         return self.make(**{**self.arguments, **changes})
 
     def inject(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
-        make = optax.inject_hyperparams(self.make, static_args=("layers",))
+        static = ("layers",) if self.takes("layers") else ()
+        make = optax.inject_hyperparams(self.make, static_args=static)
         return make(**{**self.arguments, **changes})
 
     def takes(self, name: str) -> bool:
@@ -79,7 +80,7 @@ SHAPES = {
     "embed": {"embedding": (16, 8)},
     "block_0": {"kernel": (8, 8), "bias": (8,)},
     "block_1": {"kernel": (8, 8), "bias": (8,)},
-    "conv": {"kernel": (3, 3, 4, 8), "bias": (8,)},
+    "conv": {"kernel": (3, 3, 4, 8)},
     "wide": {"kernel": (8, 16)},
     "head": {"kernel": (8, 16)},
 }
@@ -94,10 +95,13 @@ every_case = pytest.mark.parametrize("case", CASES, ids=repr)
 every_tree = pytest.mark.parametrize("kind", TREES)
 
 
+def case_named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
 def some_cases(*names: str) -> Any:
-    chosen = [case for case in CASES if case.name in names]
-    assert len(chosen) == len(names)
-    return pytest.mark.parametrize("case", chosen, ids=repr)
+    """Where a case's hyperparameters can't matter: one line for each function."""
+    return pytest.mark.parametrize("case", [case_named(n) for n in names], ids=repr)
 
 
 def cases_with(argument: str) -> Any:
@@ -116,26 +120,45 @@ def random_tree(kind: str, seed: int = 0) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def gradients(kind: str, num_steps: int) -> list[Any]:
-    return [random_tree(kind, seed=1 + step) for step in range(num_steps)]
+def apply(tx: Any, params: Any, state: Any, g: Any) -> tuple[Any, Any]:
+    """One turn of a training loop: (parameters, state) after a gradient."""
+    updates, state = tx.update(g, state, params)
+    return optax.apply_updates(params, updates), state
 
 
-def stepper(tx: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-    """The body of a training loop: (parameters, state) after a gradient."""
+class Run(NamedTuple):
+    """A jitted training loop and what it went through: the reference of most tests."""
 
-    def step(params: Any, state: Any, g: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(g, state, params)
-        return optax.apply_updates(params, updates), state
+    tx: Any
+    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    grads: list[Any]
+    params: list[Any]  # before the first step, after it, after the second, …
+    states: list[Any]  # likewise
+    updates: list[Any]
+    num_traces: int
 
-    return step
 
+@functools.cache
+def run(name: str, kind: str, num_steps: int = 3) -> Run:
+    """The case of this name on a tree of this kind, for some steps."""
+    case = case_named(name)
+    tx, traces = case.build(), []
 
-def run(tx: Any, params: Any, grads: Iterable[Any]) -> tuple[Any, Any]:
-    """(parameters, state) after a step for each of the gradients."""
-    state, step = tx.init(params), jit(stepper(tx))
+    @jit
+    def update(g: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        traces.append(0)
+        with case.promotion():  # whatever the promotion of the test that runs first
+            return tx.update(g, state, params)
+
+    grads = [random_tree(kind, seed=1 + step) for step in range(num_steps)]
+    params, states, updates = [random_tree(kind)], [], []
+    states.append(tx.init(params[0]))
     for g in grads:
-        params, state = step(params, state, g)
-    return params, state
+        u, state = update(g, states[-1], params[-1])
+        updates.append(u)
+        states.append(state)
+        params.append(optax.apply_updates(params[-1], u))
+    return Run(tx, update, grads, params, states, updates, len(traces))
 
 
 def types(tree: Any) -> list[Any]:
@@ -144,24 +167,24 @@ def types(tree: Any) -> list[Any]:
 
 
 def assert_close(actual: Any, expected: Any) -> None:
-    """Equal structure, dtypes, and values up to rounding.
+    """Equal structure, dtypes, and values up to roundings of the leaf's largest.
 
     Programs that are the same on paper fuse differently. Newton–Schulz's polynomial is
     steep at small singular values, so that a rounding of its input, in float32, is
     dozens of its output. In narrower dtypes results are rounded once for each time
     that they are stored, in the buffer, the update and the weights: four roundings.
     """
-    float32 = 64 * float(jnp.finfo(jnp.float32).eps)
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert jax.typeof(a).dtype == jax.typeof(e).dtype
         if not jnp.issubdtype(a.dtype, jnp.floating):
             np.testing.assert_array_equal(a, e)
             continue
-        narrow = jnp.finfo(a.dtype).bits < 32
-        rtol = 4 * float(jnp.finfo(a.dtype).eps) if narrow else float32
+        dtype = jnp.finfo(a.dtype)
+        roundings = (4 if dtype.bits < 32 else 64) * float(dtype.eps)
         a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
-        np.testing.assert_allclose(a, e, rtol=rtol, atol=float32)
+        atol = roundings * np.abs(e).max()
+        np.testing.assert_allclose(a, e, rtol=0, atol=atol)
 
 
 def assert_equal(actual: Any, expected: Any) -> None:
