@@ -1,4 +1,4 @@
-"""Muon against `torch.optim.Muon` itself, from the first step, where PyTorch is there."""
+"""Muon against `torch.optim.Muon` itself, from step 1, where PyTorch is installed."""
 
 import jax
 import jax.numpy as jnp
