@@ -15,6 +15,7 @@ torch = pytest.importorskip(
 LEARNING_RATE, DECAY, STEPS = 0.02, 0.1, 20
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)], ids=str)
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_equals_torch_muon(shape, nesterov):
