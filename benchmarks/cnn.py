@@ -1,6 +1,15 @@
 """A three-layer CNN trained by Muon, Scion, Gluon, Optax's Muon and AdamW.
 
-Claim: TODO
+Claim: our Muon trains as Optax's does, step for step as fast, and both need fewer steps
+than AdamW, Gluon and Scion to the same validation accuracy.
+
+Command: python -m benchmarks.cnn [--dataset digits|mnist|fashion_mnist|cifar10]
+Device: a CPU with two cores; any JAX device does.
+Expected: digits takes about a minute and ends between 97 and 99 % with each of the five
+(a difference of one point is four images); Fashion-MNIST, two epochs, at 91.6 % with
+Muon, 91.3 % with Optax's, 90.6 % with AdamW, 90.3 % with Gluon, 89.0 % with Scion.
+
+The README beside this file says how it is measured and has the tables.
 """
 
 import argparse
@@ -133,13 +142,15 @@ def run(
 
 def table(entries: list[dict[str, Any]], target: float) -> str:
     """One row for each finished run."""
-    header = ["optimizer", "learning rate", f"time to {report.percent(target)}"]
+    goal = report.percent(target)
+    header = ["optimizer", "learning rate", f"time to {goal}", f"steps to {goal}"]
     header += ["final train", "final validation", "step time", "compile time"]
     rows = [
         [
             entry["optimizer"],
             f"{entry['learning_rate']:g}",
             report.seconds(entry["time_to_target_s"], absent="not reached"),
+            str(entry["num_steps_to_target"] or "—"),
             report.percent(entry["final_train_accuracy"]),
             report.percent(entry["final_validation_accuracy"]),
             report.seconds(entry["step_time_s"]),

@@ -96,8 +96,8 @@ def plot_accuracy(
 def lowest(entries: Sequence[dict[str, Any]], target: float) -> float:
     """Where the accuracy axis starts, so that the differences at the end show.
 
-    As far below the target as three times its distance to 1, or lower if a run ends
+    Below the target by one and a half times its distance to 1, or lower if a run ends
     there.
     """
     ends = [entry["history"][-1]["validation_accuracy"] for entry in entries]
-    return max(0.0, min(1.0 - 4.0 * (1.0 - target), *(end - 0.02 for end in ends)))
+    return max(0.0, min(1.0 - 2.5 * (1.0 - target), *(end - 0.02 for end in ends)))

@@ -245,21 +245,19 @@ def summarize(
     )
 
 
-def time_to_accuracy(history: list[Point], target: float) -> float | None:
-    """Training seconds at the first evaluation whose validation accuracy is `target`.
-
-    None if no evaluation reached it.
-    """
-    times = [p.train_time_s for p in history if p.validation_accuracy >= target]
-    return times[0] if times else None
+def first_at(history: list[Point], target: float) -> Point | None:
+    """The first evaluation whose validation accuracy is at least `target`, if any."""
+    return next((p for p in history if p.validation_accuracy >= target), None)
 
 
 def measurements(run: Run, target: float) -> dict[str, float | int | None]:
     """The keys, with units, under which every benchmark records a run."""
     end = run.history[-1]
+    reached = first_at(run.history, target)
     return {
         "num_steps": end.step,
-        "time_to_target_s": time_to_accuracy(run.history, target),
+        "time_to_target_s": reached.train_time_s if reached else None,
+        "num_steps_to_target": reached.step if reached else None,
         "final_train_accuracy": end.train_accuracy,
         "final_validation_accuracy": end.validation_accuracy,
         "final_loss": end.loss,

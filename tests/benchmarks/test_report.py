@@ -50,7 +50,7 @@ def test_the_picture_is_a_png(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("end", "target", "lowest"), [(0.99, 0.95, 0.8), (0.7, 0.95, 0.68), (0.1, 0.5, 0)]
+    ("end", "target", "lowest"), [(0.99, 0.9, 0.75), (0.7, 0.9, 0.68), (0.1, 0.5, 0)]
 )
 def test_the_axis_starts_below_the_target_and_every_end(end, target, lowest):
     entries = [entry("muon", [0.05, end]), entry("adamw", [0.05, 1.0])]

@@ -158,14 +158,23 @@ def test_a_loss_that_is_not_finite_is_said_to_be_absent(dataset):
     assert result.history[-1].loss is None
 
 
-def test_time_to_accuracy():
-    point = train.Point(0, 0.0, 0.0, 1.0, 0.0, None)
+def test_the_target_is_reached_at_the_first_evaluation_that_has_it(dataset):
+    optimizer = optax.sgd(0.1)
+    result = run(dataset, train.build_train_step(linear, optimizer), optimizer)
+    accuracies = [0.1, 0.5, 0.8, 0.7, 0.8]
     history = [
         point._replace(train_time_s=float(i), validation_accuracy=accuracy)
-        for i, accuracy in enumerate([0.1, 0.5, 0.8, 0.7, 0.8])
+        for i, (point, accuracy) in enumerate(
+            zip(result.history, accuracies, strict=True)
+        )
     ]
-    assert train.time_to_accuracy(history, 0.8) == 2.0
-    assert train.time_to_accuracy(history, 0.81) is None
+    measured = train.measurements(result._replace(history=history), 0.8)
+    assert measured["time_to_target_s"] == 2.0
+    assert measured["num_steps_to_target"] == 8
+    assert measured["final_validation_accuracy"] == 0.8
+    missed = train.measurements(result._replace(history=history), 0.81)
+    assert missed["time_to_target_s"] is None
+    assert missed["num_steps_to_target"] is None
 
 
 @pytest.mark.parametrize(("last", "count"), [(10, 3), (5, 20), (1, 1), (660, 20)])
