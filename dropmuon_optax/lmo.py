@@ -1,5 +1,6 @@
 """The tree-wide oracle: one stacked call for matrices of one shape, norm and dtype."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -118,16 +119,22 @@ def _stacked_oracle(members: list[_Member]) -> list[Float[Array, "k m n"]]:
         for _ in range(count)
     ]
     repeated = [jnp.array(column, wide) for column in zip(*parameters, strict=True)]
-    oracle = _fixed_step if len(repeated) == 1 else _adaptive_step
     place = norm.mixes
     whole = jax.typeof(stack).sharding
     if place:
         stack, *repeated = _spread([stack, *repeated])
-    steps = jax.vmap(lambda g, *p: oracle(norm, g, *p))(stack, *repeated)
+    steps = _oracle(norm, stack, *repeated)
     if place:
         steps = _put(steps, whole, whole.spec)[: sum(counts)]
     starts = [sum(counts[:i]) for i in range(len(counts))]
     return [steps[i : i + k] for i, k in zip(starts, counts, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _oracle(norm: Norm, stack: Array, *parameters: Array) -> Array:
+    """The steps of a stack; one compiled function, for eager updates too."""
+    step = _fixed_step if len(parameters) == 1 else _adaptive_step
+    return jax.vmap(functools.partial(step, norm))(stack, *parameters)
 
 
 def _parameters(radius: Any) -> tuple[Any, ...]:
