@@ -1,0 +1,260 @@
+"""Eight devices: what is sharded moves as if it were not, and stays sharded."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import (
+    SHAPES,
+    Case,
+    apply,
+    assert_close,
+    case_named,
+    every_case,
+    jit,
+    run,
+    some_cases,
+    types,
+)
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+EXPLICIT, AUTO = AxisType.Explicit, AxisType.Auto
+
+MESHES = {
+    "8-explicit": ((8,), (EXPLICIT,)),
+    "8-auto": ((8,), (AUTO,)),
+    "4x2-explicit": ((4, 2), (EXPLICIT, EXPLICIT)),
+    "4x2-auto": ((4, 2), (AUTO, AUTO)),
+    "4x2-mixed": ((4, 2), (EXPLICIT, AUTO)),
+}
+
+# A layout for each leaf; the axis y is dropped where the mesh has none.
+LAYOUT = {
+    "embed": {"embedding": ("x", None)},
+    "block_0": {"kernel": ("x", "y"), "bias": ("x",)},
+    "block_1": {"kernel": (None, "x"), "bias": ("y",)},
+    "conv": {"kernel": (None, None, None, "x")},
+    "wide": {"kernel": ("x", None)},
+    "head": {"kernel": ("y", "x")},
+}
+assert jax.tree.structure(
+    LAYOUT, is_leaf=lambda s: isinstance(s, tuple)
+) == jax.tree.structure(SHAPES, is_leaf=lambda s: isinstance(s, tuple))
+
+# The programs of the others are parts of these.
+algorithms = some_cases("gluon-decayed", "muon-decayed")
+
+
+def make_mesh(name: str) -> jax.sharding.Mesh:
+    sides, kinds = MESHES[name]
+    return jax.make_mesh(sides, ("x", "y")[: len(sides)], axis_types=kinds)
+
+
+def shard(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    def put(axes: tuple[str | None, ...], x: Any) -> Any:
+        spec = P(*[axis if axis in mesh.axis_names else None for axis in axes])
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, LAYOUT, tree, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def layouts(tree: Any) -> list[Any]:
+    """How the leaves really lie on the devices, whatever their types say."""
+    return [
+        leaf.sharding.shard_shape(leaf.shape)
+        for leaf in jax.tree.leaves(tree)
+        if leaf.ndim
+    ]
+
+
+def step_of(case: Case) -> Any:
+    tx = case.build()
+
+    def step(g: Any, state: Any, params: Any) -> tuple[Any, Any, Any]:
+        updates, state = tx.update(g, state, params)
+        return updates, state, optax.apply_updates(params, updates)
+
+    return step
+
+
+@functools.cache
+def jitted_step(name: str, mesh_name: str) -> Any:
+    del mesh_name  # one cache of compiled programs for each mesh
+    return jit(step_of(case_named(name)))
+
+
+def texts(tree: Any) -> list[str]:
+    """Shape, dtype and sharding of every leaf, with no word about the mesh.
+
+    A scalar made outside of a mesh's context has an empty mesh in its type.
+    """
+    return [str(kind) for kind in types(tree)]
+
+
+def check(case: Case, mesh: Any, step: Any, num_steps: int = 2) -> None:
+    """Some sharded steps equal the replicated ones, and nothing changes its type."""
+    loop = run(case.name, "float32")
+    params = shard(loop.params[0], mesh)
+    state = case.build().init(params)
+    in_context = not jax.sharding.get_abstract_mesh().empty
+    kinds = types if in_context else texts
+    for k, g in enumerate(loop.grads[:num_steps]):
+        updates, after, moved = step(shard(g, mesh), state, params)
+        assert kinds(updates) == kinds(moved) == kinds(params)
+        assert kinds(after) == kinds(state)
+        assert layouts(moved) == layouts(params)
+        assert layouts(after) == layouts(state)
+        assert_close(jax.device_get(updates), jax.device_get(loop.updates[k]))
+        params, state = moved, after
+    assert_close(jax.device_get(state), jax.device_get(loop.states[num_steps]))
+
+
+@every_case
+def test_sharded_equals_replicated(case: Case):
+    mesh_name = "4x2-explicit"
+    check(case, make_mesh(mesh_name), jitted_step(case.name, mesh_name))
+
+
+@pytest.mark.parametrize(
+    "mesh_name", [name for name in MESHES if name != "4x2-explicit"]
+)
+@algorithms
+def test_sharded_equals_replicated_on_more_meshes(case: Case, mesh_name: str):
+    check(case, make_mesh(mesh_name), jitted_step(case.name, mesh_name))
+
+
+@some_cases("gluon", "scion-unconstrained")
+def test_weights_without_decay_stay_sharded_on_an_auto_mesh(case: Case):
+    # With decay, the layout of the weights reaches the updates through the sum.
+    check(case, make_mesh("8-auto"), jitted_step(case.name, "8-auto"))
+
+
+@pytest.mark.parametrize("mesh_name", ["4x2-explicit", "4x2-auto"])
+@algorithms
+def test_sharded_equals_replicated_in_a_context(case: Case, mesh_name: str):
+    mesh = make_mesh(mesh_name)
+    with jax.set_mesh(mesh):
+        check(case, mesh, jit(step_of(case)))
+
+
+@some_cases("muon-decayed")
+def test_eager_steps_in_the_context_of_an_explicit_mesh(case: Case):
+    mesh = make_mesh("4x2-explicit")
+    with jax.set_mesh(mesh):
+        check(case, mesh, step_of(case), num_steps=1)
+
+
+@algorithms
+def test_eager_steps_without_the_context_of_an_explicit_mesh(case: Case):
+    check(case, make_mesh("4x2-explicit"), step_of(case), num_steps=1)
+
+
+COLLECTIVES = re.compile(
+    r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
+)
+
+
+def computations(text: str) -> dict[str, str]:
+    """The computations of a compiled program by name."""
+    blocks = re.split(r"\n(?=\S)", text)
+    found = {}
+    for block in blocks:
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", block)
+        if head:
+            found[head[1]] = block
+    return found
+
+
+def loops_with_collectives(text: str) -> tuple[int, list[str]]:
+    """The number of while loops, and the bodies that talk to other devices."""
+    parts = computations(text)
+    bodies = re.findall(r"\bwhile\(.*body=%?([\w.\-]+)", text)
+
+    def reached(name: str, seen: set[str]) -> set[str]:
+        if name in parts and name not in seen:
+            seen.add(name)
+            for other in re.findall(r"%([\w.\-]+)", parts[name]):
+                reached(other, seen)
+        return seen
+
+    guilty = [
+        body
+        for body in bodies
+        if any(COLLECTIVES.search(parts[name]) for name in reached(body, set()))
+    ]
+    return len(bodies), guilty
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+@algorithms
+def test_no_collective_inside_the_newton_schulz_loop(case: Case, mesh_name: str):
+    mesh = make_mesh(mesh_name)
+    params = shard(run(case.name, "float32").params[0], mesh)
+    args = (params, case.build().init(params), params)
+    program = jitted_step(case.name, mesh_name).lower(*args).compile()
+    num_loops, guilty = loops_with_collectives(program.as_text())
+    assert num_loops >= 3  # the square, the wide and the convolution's
+    assert not guilty
+
+
+def test_the_search_for_collectives_finds_them():
+    mesh = make_mesh("4x2-auto")
+    x = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, P("x", "y")))
+
+    def power(x: Any) -> Any:
+        return jax.lax.fori_loop(0, 5, lambda _, y: y @ y.T, x)
+
+    num_loops, guilty = loops_with_collectives(jit(power).lower(x).compile().as_text())
+    assert num_loops == len(guilty) == 1
+
+
+@every_case
+def test_replicated_inside_shard_map(case: Case):
+    mesh, loop = make_mesh("8-explicit"), run(case.name, "float32")
+
+    def mean_step(params: Any, state: Any, noisy: Any) -> Any:
+        g = jax.lax.pmean(jax.tree.map(lambda x: x[0], noisy), "x")
+        return apply(loop.tx, params, state, g)
+
+    step = jax.shard_map(
+        mean_step, mesh=mesh, in_specs=(P(), P(), P("x")), out_specs=P()
+    )
+    # Eight workers' gradients with a known mean.
+    offsets = np.arange(8, dtype=np.float32) - 3.5
+    noisy = jax.tree.map(
+        lambda g: jnp.stack([g + float(d) for d in offsets]), loop.grads[0]
+    )
+    noisy = jax.device_put(noisy, NamedSharding(mesh, P("x")))
+    got = jit(step)(loop.params[0], loop.states[0], noisy)
+    expected = (loop.params[1], loop.states[1])
+    assert_close(jax.device_get(got), jax.device_get(expected))
+
+
+@algorithms
+def test_a_problem_for_each_device_inside_shard_map(case: Case):
+    mesh, loop = make_mesh("8-explicit"), run(case.name, "float32")
+
+    def own(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], tree)
+
+    def one_step(params: Any, g: Any) -> Any:
+        params, g = own(params), own(g)
+        after, _ = apply(loop.tx, params, loop.tx.init(params), g)
+        return jax.tree.map(lambda x: x[None], after)
+
+    step = jax.shard_map(one_step, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+    problems = [(loop.params[i % 3], loop.grads[i % 2]) for i in range(8)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *problems)
+    stacked = jax.device_put(stacked, NamedSharding(mesh, P("x")))
+    got = jax.device_get(jit(step)(*stacked))
+    for i, (params, g) in enumerate(problems[:3]):
+        updates, _ = loop.update(g, loop.states[0], params)
+        expected = optax.apply_updates(params, updates)
+        one = jax.tree.map(lambda x: jnp.asarray(x[i]), got)  # noqa: B023
+        assert_close(one, expected)
