@@ -39,7 +39,7 @@ class Point(NamedTuple):
     """What an evaluation saw."""
 
     step: int
-    epoch: float
+    epoch: float  # images seen, over training images
     train_time_s: float  # compilation and evaluation not counted
     train_accuracy: float  # on the first TRAIN_ACCURACY_IMAGES training images
     validation_accuracy: float
