@@ -1,7 +1,7 @@
 """What a train step costs with each optimizer, in paired runs.
 
 Claim: on the CNN, the oracles of Muon, Scion and Gluon add some 10 % or less to AdamW's
-step, and ours add no more than Optax's.
+step, and ours and Optax's cannot be told apart.
 
 Command: python -m benchmarks.step_time [--dataset fashion_mnist] [--model paper]
 Device: a CPU with two cores; any JAX device does.
