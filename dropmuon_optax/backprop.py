@@ -56,15 +56,17 @@ def value_and_grad(
       >>> print(value, grads["dense_0"], grads["dense_1"])
       6.0 [[0.]] [[2.]]
 
-      With a module of Flax nnx, differentiate with respect to its parameters' state:
+      With a module of Flax nnx, split off its parameters. (`copy=True` lets the model
+      write to what is not differentiated, such as batch statistics.)
 
       >>> from flax import nnx
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
-      >>> graphdef, params = nnx.split(model, nnx.Param)
-      >>> def loss(params, x):
-      ...     return jnp.sum(nnx.merge(graphdef, params)(x))
-      >>> layers = layers_by_path(order=[""])
-      >>> value, grads = value_and_grad(loss, layers)(params, jnp.ones((1, 2)))
+      >>> graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+      >>> def loss(params, rest, x):
+      ...     model = nnx.merge(graphdef, params, rest, copy=True)
+      ...     return jnp.sum(model(x)), nnx.state(model, nnx.BatchStat)
+      >>> step = value_and_grad(loss, layers_by_path(order=[""]), has_aux=True)
+      >>> (value, stats), grads = step(params, rest, jnp.ones((1, 2)), active=(True,))
       >>> print(grads["bias"][...])
       [1.]
     """

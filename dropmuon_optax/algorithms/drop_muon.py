@@ -15,7 +15,6 @@ radiusᵢ. The paper's βᵢ weighs the new gradient and is 1 − `momentum`. Wi
 in Sᵏ it is Gluon. The box says nothing of Nesterov's momentum or weight decay.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -137,10 +136,9 @@ def drop_layers(
     - None: Sᵏ is drawn inside, from fold_in(key, k), and is the same set. The frozen
       layers' part of `inner` is behind conditionals and does not run.
 
-    Where the sampling has few sets (`Progressive`: b) there is one branch for each. An
-    `Independent` or `Nice` one has too many: without `active`, layers then go through
-    `inner` one by one, and it must not mix them (as `optax.clip_by_global_norm` does:
-    chain that before).
+    In the first form `inner` gets all that moves at once; in the second the layers that
+    always move, and then each of the others, so that it must not mix them, as
+    `optax.clip_by_global_norm` does (chain that before).
 
     Args:
       inner: any Optax transformation that may be wrapped in `optax.masked`.
@@ -155,7 +153,7 @@ def drop_layers(
         layer is not in it. None counts the layers.
 
     Returns:
-      A transformation. Frozen leaves' updates have the parameters' dtype.
+      A transformation whose updates have the parameters' dtype.
 
     Raises:
       ValueError: if an argument is none of that; from `init` and `update` if a layer
@@ -202,11 +200,7 @@ def drop_layers(
             # 1. sample Sᵏ ~ 𝒟
             of_step = jax.random.fold_in(threefry_key(state.key), state.count)
             drawn = sampling.sample(b, state.count, key=of_step)
-            sets = sampling.sets(b)
-            if sets is None:
-                new = _by_layer(call, placed, drawn)
-            else:
-                new = _by_branch(call, placed, drawn, sets)
+            new = _sampled_step(call, placed, drawn, sampling.always(b))
         else:
             active = check_active(active, b, empty=sampling.can_be_empty(b))
             new = _step(call, placed.parts(active))
@@ -230,15 +224,23 @@ class _Call(NamedTuple):
     params: Any
     extra: dict[str, Any]
 
+    @property
+    def weights(self) -> Any:
+        """What is shaped like the updates are to be: the parameters, if given."""
+        return self.updates if self.params is None else self.params
+
     def run(self) -> _Result:
-        return _Result(
-            *self.inner.update(self.updates, self.state, self.params, **self.extra)
+        """A step of `inner`, with dtypes as they were."""
+        updates, state = self.inner.update(
+            self.updates, self.state, self.params, **self.extra
+        )
+        return jax.tree.map(
+            cast, _Result(updates, state), _Result(self.weights, self.state)
         )
 
     def narrow(self, parts: list[Part]) -> tuple["_Call", Owners]:
         """The call with what moves alone, and what moves of the state."""
-        like = self.updates if self.params is None else self.params
-        state, owners = narrow_state(self.inner.init, like, self.state, parts)
+        state, owners = narrow_state(self.inner.init, self.weights, self.state, parts)
         params = None if self.params is None else narrow(self.params, parts)
         call = self._replace(
             updates=narrow(self.updates, parts), state=state, params=params
@@ -247,51 +249,31 @@ class _Call(NamedTuple):
 
 
 def _step(call: _Call, parts: list[Part]) -> _Result:
-    """A step of the parts that move; the set is known."""
-    if all(map(all, parts)):
-        updates, state = call.run()
-        return _Result(updates, jax.tree.map(cast, state, call.state))
+    """A step of the parts that move."""
     small, owners = call.narrow(parts)
     moved = small.run()  # 3. and 4. for i ∈ Sᵏ
     # 2. for i ∉ Sᵏ: Mᵢᵏ = Mᵢᵏ⁻¹, Xᵢᵏ⁺¹ = Xᵢᵏ
-    like = call.updates if call.params is None else call.params
-    zeros = jax.tree.map(jnp.zeros_like, like)
+    zeros = jax.tree.map(jnp.zeros_like, call.weights)
     return _Result(
         widen(zeros, moved.updates, parts),
         widen_state(call.state, moved.state, owners),
     )
 
 
-def _by_branch(
-    call: _Call, placed: Placement, drawn: Bool[Array, " b"], sets: list[Part]
+def _sampled_step(
+    call: _Call, placed: Placement, drawn: Bool[Array, " b"], always: Part
 ) -> _Result:
-    """A step of the set drawn, by one branch for each there is."""
-    if len(sets) == 1:
-        return _step(call, placed.parts(sets[0]))
-    like = _Result(jax.eval_shape(call.run).updates, call.state)
-
-    def branch(active: Part) -> _Result:
-        return jax.tree.map(cast, _step(call, placed.parts(active)), like)
-
-    index = jnp.argmax(jnp.all(jnp.array(sets) == drawn[None], axis=1))
-    return jax.lax.switch(index, [partial(branch, active) for active in sets])
-
-
-def _by_layer(call: _Call, placed: Placement, drawn: Bool[Array, " b"]) -> _Result:
-    """A step of the set drawn, by one conditional for each layer."""
-    nothing = placed.parts((False,) * placed.num_layers)
-    updates, state = _step(call, nothing)
-    _, counters = call.narrow(nothing)
-    for i in range(placed.num_layers):
-        parts = placed.parts([j == i for j in range(placed.num_layers)])
+    """A step of the set drawn, with a conditional for each layer that may not move."""
+    updates, state = _step(call, placed.parts(always))
+    _, shared = call.narrow(placed.parts((False,) * len(always)))
+    for i in range(len(always)):
+        if always[i]:
+            continue
+        parts = placed.parts([j == i for j in range(len(always))])
         small, owners = call.narrow(parts)
-        shapes = jax.eval_shape(small.run)
-        frozen = _Result(
-            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.updates),
-            jax.tree.map(cast, small.state, shapes.state),
-        )
+        frozen = _Result(jax.tree.map(jnp.zeros_like, small.weights), small.state)
         moved = jax.lax.cond(drawn[i], small.run, lambda frozen=frozen: frozen)
         updates = widen(updates, moved.updates, parts)
-        own = {path: part for path, part in owners.items() if path not in counters}
+        own = {path: part for path, part in owners.items() if path not in shared}
         state = widen_state(state, moved.state, own)
     return _Result(updates, state)

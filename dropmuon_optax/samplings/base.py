@@ -93,16 +93,11 @@ class Sampling(Noun, abc.ABC):
         thresholds = _thresholds(self._table(num_layers))
         return not (thresholds == _CERTAIN).any(axis=-1).all()
 
-    def sets(self, num_layers: int) -> list[tuple[bool, ...]] | None:
-        """All sets that can be drawn, or None where they may be exponentially many."""
+    def always(self, num_layers: int) -> tuple[bool, ...]:
+        """Which layers move at every step."""
         self.check(num_layers)
-        if not self.nested:
-            return None
-        found = set()
-        for row in np.unique(_thresholds(self._table(num_layers)), axis=0):
-            levels = {*row.tolist(), _CERTAIN} - {0}
-            found |= {tuple((row >= level).tolist()) for level in levels}
-        return sorted(found, reverse=True)
+        certain = _thresholds(self._table(num_layers)) == _CERTAIN
+        return tuple(certain.all(axis=0).tolist())
 
     def num_words(self, num_layers: int) -> int:
         """How many random words a draw takes."""

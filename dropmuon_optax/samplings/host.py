@@ -1,9 +1,8 @@
 """Which layers move at step k, known on the host before the step is dispatched."""
 
 import functools
-import numbers
 from collections import OrderedDict
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ _MAX_KNOWN_KEYS = 64
 
 
 def active_layers(
-    sampling: Sampling, num_layers: int, key: Any, step: SupportsIndex
+    sampling: Sampling, num_layers: int, key: Any, step: int | np.integer
 ) -> tuple[bool, ...]:
     """The set Sᵏ that `drop_layers(…, sampling, key=key)` draws at step k.
 
@@ -53,8 +52,8 @@ def active_layers(
     """
     if not isinstance(sampling, Sampling):
         raise ValueError(f"`sampling` must be a sampling, got {sampling!r}")
-    whole = isinstance(step, numbers.Integral) and not isinstance(step, bool)
-    if not whole or not 0 <= step <= _LAST_STEP:
+    whole = isinstance(step, int | np.integer) and not isinstance(step, bool)
+    if not (whole and 0 <= step <= _LAST_STEP):
         raise ValueError(
             f"`step` must be a whole number in [0, 2³¹) on the host, got {step!r}"
         )

@@ -32,8 +32,8 @@ class Progressive(Sampling):
     Examples:
       >>> Progressive().marginals(4, count=0)
       array([0.25, 0.5 , 0.75, 1.  ])
-      >>> Progressive((0.5, 0.0, 0.5)).sets(3)
-      [(True, True, True), (False, False, True)]
+      >>> Progressive((0.5, 0.0, 0.5)).marginals(3, count=0)
+      array([0.5, 0.5, 1. ])
 
     References:
       Drop-Muon, arXiv:2510.02239: cutoffs, and the uniform ones of its experiments.

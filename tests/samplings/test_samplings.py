@@ -71,7 +71,7 @@ def draw(sampling, count):
 @pytest.mark.parametrize("count", [0, 7, 10**6])
 def test_frequencies_are_the_marginals(sampling, count):
     drawn, p = draw(sampling, count), sampling.marginals(B, count)
-    assert p.shape == (B,) and p.dtype == np.float64
+    assert (p.shape, p.dtype) == ((B,), np.float64)
     spread = np.sqrt(p * (1 - p) / NUM_DRAWS)
     assert (abs(drawn.mean(axis=0) - p) <= NUM_SIGMAS * spread).all()
 
@@ -114,21 +114,6 @@ def test_a_set_depends_on_sampling_key_and_step_alone(sampling):
 
 
 @every_sampling
-def test_sets_are_all_that_can_be_drawn(sampling):
-    sets = sampling.sets(B)
-    if sets is None:
-        assert isinstance(sampling, Independent | Nice)
-        return
-    assert len(set(sets)) == len(sets)
-    drawn = {
-        tuple(row.tolist())
-        for count in (0, 1, 2, 3, 4, 20)
-        for row in draw(sampling, count)
-    }
-    assert drawn == set(sets)
-
-
-@every_sampling
 def test_empty_sets_are_announced(sampling):
     drawn = np.concatenate([draw(sampling, count) for count in (0, 7, 10**6)])
     assert sampling.can_be_empty(B) == (sampling in MAY_BE_EMPTY)
@@ -138,7 +123,14 @@ def test_empty_sets_are_announced(sampling):
 @every_sampling
 def test_layers_of_probability_1_always_move(sampling):
     drawn, p = draw(sampling, 3), sampling.marginals(B, 3)
-    assert drawn[:, p == 1].all() and not drawn[:, p == 0].any()
+    assert drawn[:, p == 1].all()
+    assert not drawn[:, p == 0].any()
+
+
+@every_sampling
+def test_layers_that_always_move_are_known(sampling):
+    p = np.array([sampling.marginals(B, count) for count in (0, 1, 2, 3, 4, 30, 6000)])
+    assert sampling.always(B) == tuple((p == 1).all(axis=0).tolist())
 
 
 @pytest.mark.parametrize("sampling", SUFFIXES, ids=repr)
@@ -216,7 +208,8 @@ def test_linear_shift_follows_its_formula():
 
 def test_steep_weights_do_not_overflow():
     p = EpochShift(10, alpha=50.0).marginals(400, 0)
-    assert np.isfinite(p).all() and p[0] > 0.99
+    assert np.isfinite(p).all()
+    assert p[0] > 0.99
 
 
 def test_draws_are_pinned():
@@ -314,7 +307,7 @@ def test_samplings_of_another_number_of_layers_are_refused(sampling):
     for use in (
         lambda: sampling.sample(3, 0, key=key),
         lambda: sampling.marginals(3, 0),
-        lambda: sampling.sets(3),
+        lambda: sampling.always(3),
         lambda: sampling.can_be_empty(3),
         lambda: active_layers(sampling, 3, key, 0),
     ):
