@@ -1,17 +1,18 @@
 """The tree-wide oracle: one stacked call for matrices of one shape, norm and dtype."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from dropmuon_optax import linalg
 from dropmuon_optax.layers import Stacked
 from dropmuon_optax.leaves import AdaptiveRadius, LayersFn, Leaf, join
+from dropmuon_optax.meshes import gathered, has_auto, like, spread
 from dropmuon_optax.norms import Norm
 
 
@@ -89,7 +90,9 @@ def _key(member: _Member) -> Any:
     layer, matrices = member.leaf.layer, member.matrices
     adaptive = isinstance(layer.radius, AdaptiveRadius)
     spec = jax.typeof(matrices).sharding.spec
-    return layer.norm, adaptive, matrices.shape[1:], matrices.dtype, spec
+    # Stacked vectors would infect each other with their layouts on Auto axes.
+    alone = None if layer.norm.mixes or not has_auto(matrices) else member.position
+    return layer.norm, adaptive, matrices.shape[1:], matrices.dtype, spec, alone
 
 
 def _check(leaves: list[Leaf]) -> None:
@@ -108,33 +111,35 @@ def _check(leaves: list[Leaf]) -> None:
 
 def _stacked_oracle(members: list[_Member]) -> list[Float[Array, "k m n"]]:
     """One call of the oracle for matrices that may come from several leaves."""
-    counts = [member.matrices.shape[0] for member in members]
-    stack = jnp.concatenate([member.matrices for member in members])
     norm = members[0].leaf.layer.norm
     assert norm is not None  # _check has seen to it
-    wide = linalg.wide_dtype(stack)
+    counts = [member.matrices.shape[0] for member in members]
     parameters = [
         _parameters(member.leaf.layer.radius)
         for member, count in zip(members, counts, strict=True)
         for _ in range(count)
     ]
-    repeated = [jnp.array(column, wide) for column in zip(*parameters, strict=True)]
-    place = norm.mixes
-    whole = jax.typeof(stack).sharding
-    if place:
-        stack, *repeated = _spread([stack, *repeated])
-    steps = _oracle(norm, stack, *repeated)
-    if place:
-        steps = _put(steps, whole, whole.spec)[: sum(counts)]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    return [steps[i : i + k] for i, k in zip(starts, counts, strict=True)]
+    columns = [list(column) for column in zip(*parameters, strict=True)]
+    return _oracle(norm, [member.matrices for member in members], columns)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _oracle(norm: Norm, stack: Array, *parameters: Array) -> Array:
+def _oracle(norm: Norm, parts: list[Array], columns: list[list[Any]]) -> list[Array]:
     """The steps of a stack; one compiled function, for eager updates too."""
+    whole = jnp.concatenate(parts)
+    parameters = [jnp.array(c, linalg.wide_dtype(whole)) for c in columns]
+    stack = whole
+    if norm.mixes:
+        stack, *parameters = spread(whole, *parameters)
     step = _fixed_step if len(parameters) == 1 else _adaptive_step
-    return jax.vmap(functools.partial(step, norm))(stack, *parameters)
+    steps = jax.vmap(functools.partial(step, norm))(stack, *parameters)
+    if norm.mixes:
+        (steps,) = spread(steps)  # else the compiler may split the products after all
+    if steps.shape != whole.shape:
+        steps = gathered(steps)[: len(whole)]
+    steps = like(steps, whole)
+    starts = itertools.accumulate([len(part) for part in parts], initial=0)
+    return [steps[i : i + len(part)] for i, part in zip(starts, parts, strict=False)]
 
 
 def _parameters(radius: Any) -> tuple[Any, ...]:
@@ -167,9 +172,9 @@ def _to_matrices(leaf: Leaf) -> Float[Array, "k m n"]:
     if isinstance(leaf.layer, Stacked):
         if view.is_plain(x.ndim - 1):
             return x
-        matrices = jax.vmap(view.to_matrices)(_gathered(x))
+        matrices = jax.vmap(view.to_matrices)(gathered(x))
         return matrices.reshape(-1, *matrices.shape[2:])
-    return view.to_matrices(x if view.is_plain(x.ndim) else _gathered(x))
+    return view.to_matrices(x if view.is_plain(x.ndim) else gathered(x))
 
 
 def _from_matrices(leaf: Leaf, steps: Float[Array, "k m n"]) -> Array:
@@ -181,50 +186,4 @@ def _from_matrices(leaf: Leaf, steps: Float[Array, "k m n"]) -> Array:
         step = jax.vmap(lambda part: view.from_matrices(part, x.shape[1:]))(parts)
     else:
         step = view.from_matrices(steps, x.shape)
-    sharding = jax.typeof(x).sharding
-    return _put(step, sharding, sharding.spec)
-
-
-def _gathered(x: Array) -> Array:
-    return _put(x, jax.typeof(x).sharding, PartitionSpec(*[None] * x.ndim))
-
-
-def _spread(arrays: list[Array]) -> list[Array]:
-    """Arrays of one leading length, padded and laid out over the mesh along it."""
-    mesh = jax.typeof(arrays[0]).sharding.mesh
-    axes = _axes(mesh, AxisType.Explicit) or _axes(mesh, AxisType.Auto)
-    size = 1
-    for axis in axes:
-        size *= mesh.shape[axis]
-    length = arrays[0].shape[0]
-    if size == 1:
-        return arrays
-    if length == 1:
-        axes, size = (), 1
-    padding = -length % size
-    spread = []
-    for x in arrays:
-        if padding:
-            x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        spec = PartitionSpec(axes or None, *[None] * (x.ndim - 1))
-        spread.append(_put(x, NamedSharding(mesh, spec), spec))
-    return spread
-
-
-def _put(x: Array, sharding: Any, spec: PartitionSpec) -> Array:
-    """`x` laid out by `spec` on the mesh of `sharding`, on either kind of mesh."""
-    mesh = sharding.mesh
-    target = NamedSharding(mesh, spec)
-    if _axes(mesh, AxisType.Explicit):
-        return jax.sharding.reshard(x, target)
-    if _axes(mesh, AxisType.Auto):
-        return jax.lax.with_sharding_constraint(x, target)
-    return x
-
-
-def _axes(mesh: Any, kind: AxisType) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, axis_type in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if axis_type == kind
-    )
+    return like(step, x)
