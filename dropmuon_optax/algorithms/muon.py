@@ -19,7 +19,7 @@ import jax
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from dropmuon_optax import checks
+from dropmuon_optax import checks, linalg
 from dropmuon_optax.algorithms.gluon import add_weights, descend, scale_by_momentum
 from dropmuon_optax.geometry import muon_geometry
 from dropmuon_optax.layers import LayersFn, layers_by_path
@@ -41,7 +41,7 @@ def muon(
     adam_weight_decay: ArrayLike | None = None,
     momentum_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Muon for matrices and kernels, AdamW for the rest.
+    """Muon for matrices and kernels, AdamW (its moments in float32) for the rest.
 
     Args:
       learning_rate: γ, a number or a schedule, in units of spectral norm per step.
@@ -88,7 +88,7 @@ def muon(
         descend(learning_rate),
     )
     rest = optax.chain(
-        optax.scale_by_adam(b1=adam_b1, b2=adam_b2, eps=adam_eps),
+        _in_wide_dtype(optax.scale_by_adam(b1=adam_b1, b2=adam_b2, eps=adam_eps)),
         add_weights(weight_decay if adam_weight_decay is None else adam_weight_decay),
         descend(learning_rate if adam_learning_rate is None else adam_learning_rate),
     )
@@ -101,3 +101,24 @@ def muon(
         return jax.tree.unflatten(jax.tree.structure(params), names)
 
     return optax.partition({"muon": matrices, "adam": rest}, labels)
+
+
+def _in_wide_dtype(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """`tx` on float32 copies of narrower leaves: float16 has no ε = 1e-10."""
+
+    def widened(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(linalg.wide_dtype(x)), tree)
+
+    def init(params: Any) -> Any:
+        return tx.init(widened(params))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del params, extra
+        moved, state = tx.update(widened(updates), state)
+        return jax.tree.map(lambda x, g: x.astype(g.dtype), moved, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
