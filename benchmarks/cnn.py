@@ -15,8 +15,9 @@ The README beside this file says how it is measured and has the tables.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import data, record, report, train
 from benchmarks.models import cnn
@@ -68,9 +69,58 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class Task(NamedTuple):
+    """What all optimizers have in common: data, first weights, order of batches."""
+
+    dataset: data.Dataset
+    schedule: train.Schedule
+    apply: train.Apply
+    params: Any
+    accuracy: Callable[..., float]  # one for all, so that it is compiled once
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
+    target = options.target_accuracy or TARGET_ACCURACY[options.dataset]
+    title = f"{options.dataset}, {options.model} CNN, seed {options.seed}"
+    entries, status = [], 0
+    try:
+        task = build_task(options)
+        origin = record.provenance(seed=options.seed)
+        for name in options.optimizers:
+            rate = dict(options.learning_rate).get(name, OPTIMIZERS[name].learning_rate)
+            result = run(task, name, rate)
+            entry = {
+                "benchmark": "cnn",
+                "dataset": task.dataset.name,
+                "model": options.model,
+                "optimizer": name,
+                "learning_rate": rate,
+                "learning_rate_schedule": "linear to 0",
+                **task.schedule._asdict(),
+                "num_train_images": len(task.dataset.train_labels),
+                "target_accuracy": target,
+                **train.measurements(result, target),
+                **origin,
+                "history": [point._asdict() for point in result.history],
+            }
+            record.append(options.output / "cnn.jsonl", entry)
+            entries.append(entry)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished runs:", file=sys.stderr)
+        status = INTERRUPTED
+    print(f"\n{title}\n\n{table(entries, target)}\n")
+    if entries:
+        picture = f"cnn_{options.dataset}_{options.model}_seed{options.seed}.png"
+        report.plot_accuracy(options.output / picture, entries, title, target)
+        print(f"lines: {options.output / 'cnn.jsonl'}")
+        print(f"picture: {options.output / picture}")
+    return status
+
+
+def build_task(options: argparse.Namespace) -> Task:
+    """Loads the images and draws the first weights."""
     dataset = data.load(options.dataset)
     if options.limit:
         dataset = data.head(dataset, options.limit)
@@ -80,65 +130,24 @@ def main(arguments: list[str] | None = None) -> int:
         seed=options.seed,
         num_evaluations=options.evaluations,
     )
-    target = options.target_accuracy or TARGET_ACCURACY[options.dataset]
-    title = f"{options.dataset}, {options.model} CNN, seed {options.seed}"
-    entries, status = [], 0
-    try:
-        for name in options.optimizers:
-            entry = run(name, options, dataset, schedule, target)
-            record.append(options.output / "cnn.jsonl", entry)
-            entries.append(entry)
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished runs:", file=sys.stderr)
-        status = INTERRUPTED
-    print(f"\n{title}\n\n{table(entries, target)}\n")
-    if entries:
-        name = f"cnn_{options.dataset}_{options.model}_seed{options.seed}.png"
-        report.plot_accuracy(options.output / name, entries, title, target)
-        print(
-            f"lines: {options.output / 'cnn.jsonl'}\npicture: {options.output / name}"
-        )
-    return status
-
-
-def run(
-    name: str,
-    options: argparse.Namespace,
-    dataset: data.Dataset,
-    schedule: train.Schedule,
-    target: float,
-) -> dict[str, Any]:
-    """Trains the network with one optimizer; returns the record of the run.
-
-    All optimizers start from the same weights and see the same batches.
-    """
     shape = dataset.train_images.shape[1:]
     apply, params = cnn.build(shape, options.model, seed=options.seed)
-    peak = dict(options.learning_rate).get(name, OPTIMIZERS[name].learning_rate)
-    optimizer = OPTIMIZERS[name].build(train.linear_decay(dataset, schedule, peak))
-    result = train.train(
-        train.build_train_step(apply, optimizer),
-        train.build_accuracy(apply),
-        params,
-        optimizer.init(params),
-        dataset,
-        schedule,
+    return Task(dataset, schedule, apply, params, train.build_accuracy(apply))
+
+
+def run(task: Task, name: str, learning_rate: float) -> train.Run:
+    """Trains the network with one optimizer."""
+    decay = train.linear_decay(task.dataset, task.schedule, learning_rate)
+    optimizer = OPTIMIZERS[name].build(decay)
+    return train.train(
+        train.build_train_step(task.apply, optimizer),
+        task.accuracy,
+        task.params,
+        optimizer.init(task.params),
+        task.dataset,
+        task.schedule,
         label=name,
     )
-    return {
-        "benchmark": "cnn",
-        "dataset": dataset.name,
-        "model": options.model,
-        "optimizer": name,
-        "learning_rate": peak,
-        "learning_rate_schedule": "linear to 0",
-        **schedule._asdict(),
-        "num_train_images": len(dataset.train_labels),
-        "target_accuracy": target,
-        **train.measurements(result, target),
-        **record.provenance(seed=options.seed),
-        "history": [point._asdict() for point in result.history],
-    }
 
 
 def table(entries: list[dict[str, Any]], target: float) -> str:
