@@ -172,9 +172,9 @@ def _view(keys: Sequence[Any], value: Any, layer: Layer | Stacked) -> View:
 
 def default_view(keys: Sequence[Any], shape: tuple[int, ...]) -> View:
     """`views.default_view` of the leaf at these keys."""
-    return views.default_view(
-        path_of(keys), shape, attribute=fan_out_first(keys, len(shape))
-    )
+    bias = len(keys) > 0 and _is_attribute(keys[-1], "bias")
+    attribute = bias or fan_out_first(keys, len(shape))
+    return views.default_view(path_of(keys), shape, attribute=attribute)
 
 
 def fan_out_first(keys: Sequence[Any], ndim: int) -> bool:

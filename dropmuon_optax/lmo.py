@@ -91,7 +91,8 @@ def _key(member: _Member) -> Any:
     adaptive = isinstance(layer.radius, AdaptiveRadius)
     spec = jax.typeof(matrices).sharding.spec
     # Stacked vectors would infect each other with their layouts on Auto axes.
-    alone = None if layer.norm.mixes or not has_auto(matrices) else member.position
+    mixes = layer.norm is not None and layer.norm.mixes
+    alone = member.position if has_auto(matrices) and not mixes else None
     return layer.norm, adaptive, matrices.shape[1:], matrices.dtype, spec, alone
 
 

@@ -102,7 +102,8 @@ def default_view(path: str, shape: tuple[int, ...], *, attribute: bool = False) 
     - everything else: the last axis is fan_out, all before it are fan_in. That fits
       dense kernels (I, O), convolutions (W, I, O), (H, W, I, O), (D, H, W, I, O) and
       attention outputs (heads, head_dim, model);
-    - an attribute called `weight`, as in Equinox modules: fan_out first, (O, I, …).
+    - attributes, as in Equinox modules: a `weight` has fan_out first, (O, I, …); the
+      bias of a convolution, (O, 1, 1), is one vector.
 
     A leaf stacked over layers by a scan can't be told from a convolution by its shape:
     say so with `Stacked`.
@@ -125,7 +126,8 @@ def default_view(path: str, shape: tuple[int, ...], *, attribute: bool = False) 
     if ndim == 0:
         return SCALAR
     if ndim == 1 or is_vector_name(path):
-        return VECTOR
+        one = attribute and all(side == 1 for side in shape[1:])
+        return View((), tuple(range(ndim))) if one else VECTOR
     if ndim == 3 and _is_attention_input(path):
         return HEADS_MERGED
     if attribute and path.rpartition("/")[2] == "weight":

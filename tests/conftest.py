@@ -31,6 +31,6 @@ def without_type_checks():
 
 @pytest.fixture
 def standard_promotion():
-    """For programs that hold Optax's own Adam and schedules: they add ints to floats."""
+    """For programs with Optax's own Adam and schedules, which mix ints and floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield

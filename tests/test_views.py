@@ -62,6 +62,9 @@ def test_equinox_weights_have_fan_out_first():
     np.testing.assert_array_equal(view.to_matrices(jnp.asarray(x))[0], x.T)
     conv = views.default_view("conv/weight", (4, 8, 3, 3), attribute=True)
     assert conv.matrix_shape((4, 8, 3, 3)) == (1, 72, 4)
+    bias = views.default_view("conv/bias", (4, 1, 1), attribute=True)
+    assert bias.matrix_shape((4, 1, 1)) == (1, 1, 4)
+    assert views.default_view("mlp/bias", (12, 4)).matrix_shape((12, 4)) == (12, 1, 4)
     # A dictionary's key may be called `weight` without that.
     plain = views.default_view("layer/weight", (4, 8))
     assert plain.matrix_shape((4, 8)) == (1, 4, 8)
