@@ -36,6 +36,9 @@ from dropmuon_optax.layers import layers_by_path as layers_by_path
 from dropmuon_optax.leaves import AdaptiveRadius as AdaptiveRadius
 from dropmuon_optax.lmo import scale_by_lmo as scale_by_lmo
 from dropmuon_optax.samplings import active_layers as active_layers
+from dropmuon_optax.theory.cost import StepCost as StepCost
+from dropmuon_optax.theory.cost import measure_costs as measure_costs
+from dropmuon_optax.theory.cost import optimal_probabilities as optimal_probabilities
 from dropmuon_optax.views import View as View
 
 __version__ = "0.1.0"

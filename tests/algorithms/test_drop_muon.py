@@ -390,6 +390,38 @@ def test_frozen_rows_of_a_stacked_leaf_stay_and_do_not_reach_the_oracle():
     assert updates["head"].all()
 
 
+def test_a_truncated_loop_is_the_plain_one_with_a_program_for_each_cutoff():
+    sampling, num_traces = dm.samplings.Progressive(), 0
+    tx = dm.drop_muon(0.02, LAYERS, sampling, key=KEY)
+
+    def loss(params, x):
+        h = x @ params["embed"]["table"]
+        for block in ("block_0", "block_1"):
+            h = jnp.tanh(h @ params[block]["kernel"] + params[block]["bias"])
+        return jnp.mean((h @ params["head"]["kernel"] - x) ** 2)
+
+    @functools.partial(jit, static_argnames="active", donate_argnums=(0, 1))
+    def train_step(params, state, x, active=None):
+        nonlocal num_traces
+        num_traces += 1
+        value, grads = dm.value_and_grad(loss, LAYERS)(params, x, active=active)
+        updates, state = tx.update(grads, state, params, active=active)
+        return optax.apply_updates(params, updates), state, value
+
+    x, ends = jnp.eye(6), []
+    for static in (True, False):
+        params, losses = tree(0), []
+        state = tx.init(params)
+        for step in range(30):
+            active = dm.active_layers(sampling, B, KEY, step) if static else None
+            params, state, value = train_step(params, state, x, active=active)
+            losses.append(value)
+        assert losses[-1] < losses[0] / 2
+        ends.append(params)
+    assert_close(*ends)
+    assert num_traces == B + 1
+
+
 # Where it stands: chains, partitions, accumulation, injected hyperparameters, modules.
 
 
