@@ -132,6 +132,7 @@ def test_flax_linen(case: Case):
     assert_close(updates["params"], inner)  # the collection's name changes nothing
 
 
+@functools.cache
 def eqx_model() -> Any:
     keys = jax.random.split(jax.random.key(0), 3)
     return {

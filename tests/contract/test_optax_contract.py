@@ -76,6 +76,15 @@ def test_state_keeps_its_types_and_updates_have_the_parameters(case: Case, kind:
     assert types(loop.updates[0]) == types(loop.params[0])
 
 
+@cases_with("learning_rate")
+def test_updates_have_the_dtype_of_the_parameters_not_of_the_gradients(case: Case):
+    tx, params, grads = case.build(), random_tree("bfloat16"), random_tree("float32")
+    state = tx.init(params)
+    updates, after = jax.eval_shape(tx.update, grads, state, params)
+    assert types(updates) == types(params)
+    assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_tree
 @cases_with("momentum_dtype")

@@ -150,7 +150,7 @@ def test_eager_steps_in_the_context_of_an_explicit_mesh(case: Case):
         check(case, mesh, step_of(case), num_steps=1)
 
 
-@algorithms
+@some_cases("gluon-decayed")
 def test_eager_steps_without_the_context_of_an_explicit_mesh(case: Case):
     check(case, make_mesh("4x2-explicit"), step_of(case), num_steps=1)
 
