@@ -1,0 +1,185 @@
+"""The residual network and the transformer: sizes, layers, and what they compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dropmuon_optax as dm
+from benchmarks.models import nanogpt, resnet
+
+TOKENS = jnp.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
+
+
+def shapes(build):
+    """The shapes of what `build` returns beside the function."""
+    return jax.eval_shape(lambda: build()[1])
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def layer_of_each_name(layers, params):
+    tree = nnx.to_pure_dict(layers(params))
+    assert dm.count_layers(tree) == len(tree)
+    return {
+        name: {leaf.index for leaf in jax.tree.leaves(layer)}
+        for name, layer in tree.items()
+    }
+
+
+# The residual network.
+
+
+def test_resnet_has_the_published_size():
+    """As torchvision's ResNet-18 with a 3×3 stem and ten classes: 11 173 962."""
+    params = shapes(lambda: resnet.build((32, 32, 3), "resnet18", seed=0))
+    assert count(params) == 11_173_962
+
+
+@pytest.mark.parametrize("preset", resnet.PRESETS)
+def test_resnet_has_ten_layers_in_forward_order(preset):
+    params = shapes(lambda: resnet.build((32, 32, 3), preset, seed=0))
+    found = layer_of_each_name(resnet.layers(), params)
+    assert found == {name: {i} for i, name in enumerate(resnet.LAYER_ORDER)}
+    assert len(found) == 10
+
+
+def test_resnet_gives_logits():
+    def logits():
+        apply, params = resnet.build((32, 32, 3), "tiny", seed=0)
+        return apply(params, jnp.zeros((2, 32, 32, 3)))
+
+    assert jax.eval_shape(logits).shape == (2, 10)
+
+
+def test_a_residual_block_sees_each_image_alone(key):
+    block = resnet.Block(8, 16, 2, rngs=nnx.Rngs(0))
+    call = nnx.jit(type(block).__call__)
+    maps = jax.random.normal(key, (2, 8, 8, 8))
+    after, other = call(block, maps), call(block, maps.at[1].multiply(-1.0))
+    assert after.shape == (2, 4, 4, 16)
+    np.testing.assert_array_equal(after[0], other[0])
+    assert bool(jnp.any(after[1] != other[1]))
+
+
+# The transformer.
+
+
+def test_gpt_has_the_published_size():
+    """48 matrices 768², 24 of 768 × 3072, one of 50304 × 768."""
+    params = shapes(lambda: nanogpt.build("124m", seed=0))
+    assert count(params) == 48 * 768**2 + 24 * 768 * 3072 + 50304 * 768
+    assert count(params) == 123_568_128
+
+
+@pytest.mark.parametrize("preset", nanogpt.PRESETS)
+def test_gpt_has_a_layer_for_each_block(preset):
+    params = shapes(lambda: nanogpt.build(preset, seed=0))
+    found = layer_of_each_name(nanogpt.layers(preset), params)
+    assert found == {name: {i} for i, name in enumerate(nanogpt.layer_order(preset))}
+    config = nanogpt.PRESETS[preset]
+    assert len(found) == config.num_layers + (1 if config.tied else 2)
+
+
+def test_gpt_does_not_look_ahead():
+    apply, params = nanogpt.build("tiny", seed=0)
+    logits = jax.jit(apply)(params, TOKENS)
+    other = jax.jit(apply)(params, TOKENS.at[0, 4].set(0))
+    assert logits.shape == (2, 7, 32)
+    np.testing.assert_array_equal(logits[0, :4], other[0, :4])
+    np.testing.assert_array_equal(logits[1], other[1])
+    assert bool(jnp.all(jnp.any(logits[0, 4:] != other[0, 4:], axis=-1)))
+
+
+def test_gpt_in_bfloat16_keeps_float32(standard_promotion, key):
+    """JAX's own attention needs standard promotion for anything but float32."""
+
+    def logits_and_params():
+        apply, params = nanogpt.build("tiny", seed=0, dtype=jnp.bfloat16)
+        return apply(params, TOKENS), params
+
+    kept = jax.tree.leaves(jax.eval_shape(logits_and_params))
+    assert {leaf.dtype for leaf in kept} == {np.dtype("float32")}
+    config = nanogpt.PRESETS["tiny"]
+    blocks = [
+        nanogpt.Block(config, dtype, rngs=nnx.Rngs(0))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ]
+    x = jax.random.normal(key, (2, 7, config.width))
+    exact, rounded = (nnx.jit(type(block).__call__)(block, x) for block in blocks)
+    assert bool(jnp.any(exact != rounded))
+    # some ten roundings to 8 bits, of entries of a few units
+    np.testing.assert_allclose(rounded, exact, atol=0.2)
+
+
+def test_gpt_can_tie_its_head():
+    config = nanogpt.Config(1, 2, 16, 32, tied=True)
+    tied = nanogpt.NanoGPT(config, rngs=nnx.Rngs(0))
+    assert tied.head is None
+    before = tied(TOKENS)
+    tied.embed.embedding[...] *= 2.0  # the first norm does not see it, the logits do
+    # not quite: the norm's ε is 3e-4 of the mean square of an entry of 0.02
+    np.testing.assert_allclose(tied(TOKENS), 2.0 * before, atol=1e-3)
+
+
+def test_gpt_refuses_heads_of_odd_width():
+    config = nanogpt.Config(1, 2, 10, 32, tied=True)
+    with pytest.raises(ValueError, match="divisible by twice the number of heads"):
+        nanogpt.NanoGPT(config, rngs=nnx.Rngs(0))
+
+
+def normalized(x):
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 2.0**-23)
+
+
+def block_by_the_book(x, weights, num_heads):
+    """One block for one sequence (T, C), head by head, in NumPy and float64.
+
+    A head's rotary pair (i, i + D/2) is a complex number turned by e^(−iθt).
+    """
+    length, width = x.shape
+    size = width // num_heads
+    position = np.arange(length)[:, None]
+    turn = np.exp(-1j * position * 10_000.0 ** (-2.0 * np.arange(size // 2) / size))
+    seen = normalized(x)
+    gathered = np.zeros_like(x)
+    for head in range(num_heads):
+        part = slice(head * size, (head + 1) * size)
+        q, k, v = (seen @ weights[name][:, part] for name in ("query", "key", "value"))
+        q, k = (
+            turn * (y[:, : size // 2] + 1j * y[:, size // 2 :])
+            for y in (normalized(q), normalized(k))
+        )
+        for t in range(length):
+            scores = np.real(q[t] * k[: t + 1].conj()).sum(axis=1) / np.sqrt(size)
+            shares = np.exp(scores) / np.exp(scores).sum()
+            gathered[t, part] = shares @ v[: t + 1]
+    x = x + gathered @ weights["out"]
+    hidden = np.maximum(normalized(x) @ weights["up"], 0.0)
+    return x + (2.0 * hidden**2) @ weights["down"]
+
+
+def test_a_block_is_as_written_in_the_book(key):
+    config = nanogpt.PRESETS["tiny"]
+    block = nanogpt.Block(config, jnp.float32, rngs=nnx.Rngs(1))
+    x = jax.random.normal(key, (2, 9, config.width))
+    state = nnx.to_pure_dict(nnx.state(block, nnx.Param))
+    matrices = {**state.pop("attention"), **state}
+    weights = {n: np.asarray(w["kernel"], np.float64) for n, w in matrices.items()}
+    expected = [block_by_the_book(s, weights, config.num_heads) for s in np.float64(x)]
+    # float32 through a few products of 64 terms: some 1e-6
+    np.testing.assert_allclose(block(x), np.stack(expected), rtol=2e-5, atol=2e-5)
+
+
+def test_rotary_products_depend_on_distance_alone(key):
+    q, k = jax.random.normal(key, (2, 8))
+    stacked = jnp.broadcast_to(jnp.stack([q, k])[:, None, None], (2, 12, 1, 8))
+    turned_q, turned_k = nanogpt.rotate(stacked)[:, :, 0]  # (T, D) each
+    products = turned_q @ turned_k.T  # (T, T)
+    for distance in (0, 1, 5):
+        diagonal = np.diagonal(products, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4)
+    assert abs(products[0, 5] - products[0, 0]) > 1e-3
