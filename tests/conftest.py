@@ -1,16 +1,30 @@
 """Eight virtual CPU devices, strict promotion, and one key for every test."""
 
+import getpass
 import os
+import pathlib
+import tempfile
+
+import jaxlib
 
 # Before the first import of jax: the number of devices is fixed when it starts.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+flags = ["--xla_force_host_platform_device_count=8"]
+if jaxlib.__version__.startswith("0.10."):  # XLA aborts on flags that it doesn't know
+    # Unoptimized code compiles five times faster, and tests run it once or twice.
+    flags.append("--xla_backend_optimization_level=0")
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jaxtyping
 import pytest
+
+# Most of the tests' time is compilation; the two workers, and the next run, share it.
+CACHE = pathlib.Path(tempfile.gettempdir(), f"dropmuon_optax_tests_{getpass.getuser()}")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

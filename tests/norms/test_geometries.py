@@ -33,7 +33,11 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize(("norm", "shape", "maximizer"), GEOMETRIES, ids=str)
+def label(value):
+    return "NumPy" if callable(value) else str(value)  # functions print addresses
+
+
+@pytest.mark.parametrize(("norm", "shape", "maximizer"), GEOMETRIES, ids=label)
 def test_equals_its_published_definition(norm, shape, maximizer):
     g = np.random.default_rng(2).standard_normal(shape)
     with jax.enable_x64():
