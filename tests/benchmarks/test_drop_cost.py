@@ -1,0 +1,148 @@
+"""`python -m benchmarks.drop_cost`: ours does what a program cut by hand does."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import drop_cost, drop_steps, timing
+from benchmarks.models import cnn
+
+
+class Seen:
+    """What a run of the command built and compiled."""
+
+    def __init__(self, monkeypatch):
+        self.steps, self.programs = {}, []
+        monkeypatch.setattr(drop_cost, "steps", self.steps_of)
+        compile_program = timing.compile_program
+
+        def compiled(*args, **kwargs):
+            self.programs.append(compile_program(*args, **kwargs))
+            return self.programs[-1]
+
+        monkeypatch.setattr(timing, "compile_program", compiled)
+
+    def steps_of(self, task):
+        self.steps = drop_steps.steps(task)
+        return self.steps
+
+    def after(self, name):
+        """Parameters and state after a step, by the program that was timed."""
+        step = self.steps[name]
+        program = self.programs[list(self.steps).index(name)]
+        params, opt_state, loss = program.call(*timing.copied(step.state), *step.batch)
+        return params, opt_state, loss
+
+
+@pytest.mark.usefixtures("standard_promotion")  # Optax's schedules
+def test_ours_is_the_program_cut_by_hand(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drop_steps, "IMAGE_SHAPE", (8, 8, 3))
+    small = partial(drop_steps.on_images, cnn, "small", cnn.scion_layers())
+    model = drop_steps.Model(small, batch_size=8, num_rounds=2)
+    monkeypatch.setitem(drop_cost.MODELS, "cnn", model)
+    seen = Seen(monkeypatch)
+    assert drop_cost.main(["--model", "cnn", "--output", str(tmp_path)]) == 0
+    (line,) = (tmp_path / "drop_cost.jsonl").read_text().splitlines()
+    check_record(json.loads(line))
+    out = capsys.readouterr().out
+    for row in ("all (full)", "all (then zero)", "from conv1", "from head"):
+        assert f"| {row} " in out
+    assert (tmp_path / "drop_cost.png").read_bytes().startswith(b"\x89PNG")
+    for cutoff in range(4):
+        check_step(seen, cutoff)
+    # Multiplying by 0 gives the same weights, if not the same momentum.
+    assert_near(seen.after("then_zero")[0], seen.after("ours_3")[0])
+
+
+def check_record(entry):
+    assert entry["batch_size"] == 8
+    assert [row["first_layer"] for row in entry["cutoffs"]] == cnn.LAYER_ORDER
+    assert [row["num_active"] for row in entry["cutoffs"]] == [4, 3, 2, 1]
+    for row in entry["cutoffs"]:
+        shares = drop_cost.shares(entry, row)
+        assert 0.98 < shares["FLOPs"] < drop_cost.BARS["FLOPs"], row["first_layer"]
+        assert shares["memory"] < drop_cost.BARS["memory"], row["first_layer"]
+        assert row["ours"]["compile_time_s"] > 0
+        assert row["ours"]["step_time_s"]["num_runs"] == 2
+    flops = [row["ours"]["num_flops_per_step"] for row in entry["cutoffs"]]
+    beside = [row["ours"]["num_newton_schulz_flops_beside"] for row in entry["cutoffs"]]
+    assert flops == sorted(flops, reverse=True)
+    assert flops[-1] < 0.5 * entry["full"]["num_flops_per_step"]
+    assert beside[0] == entry["full"]["num_newton_schulz_flops_beside"] > 0
+    assert beside[-1] == 0  # the head's norm has no Newton–Schulz
+
+
+def check_step(seen, cutoff):
+    before = seen.steps[f"ours_{cutoff}"].state
+    moved, moved_state, loss = seen.after(f"by_hand_{cutoff}")
+    params, opt_state, our_loss = seen.after(f"ours_{cutoff}")
+    np.testing.assert_allclose(our_loss, loss, rtol=1e-6)
+    assert_near({name: params[name] for name in moved}, moved)
+    frozen = cnn.LAYER_ORDER[:cutoff]
+    for name in frozen:
+        jax.tree.map(np.testing.assert_array_equal, params[name], before[0][name])
+    for path, leaf in jax.tree.leaves_with_path(opt_state):
+        if any(f"'{name}'" in jax.tree_util.keystr(path) for name in frozen):
+            assert not bool(jnp.any(leaf)), path  # momentum is still M⁻¹ = 0
+    assert any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(moved_state))
+
+
+def assert_near(found, expected):
+    """Two compilations may fuse, and so round, differently: some units of 2⁻²³.
+
+    Newton–Schulz multiplies a difference by at most 3.4 a step, five times.
+    """
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected
+    )
+
+
+def test_flops_of_newton_schulz_beside():
+    """Against the compiler's count of the products of one iteration."""
+
+    @jax.jit
+    def iteration(x):
+        gram = x @ x.T
+        return (gram @ gram) @ x
+
+    params = jax.eval_shape(lambda: cnn.build((8, 8, 3), "small", seed=0)[1])
+    task = drop_steps.Task(None, params, cnn.LAYER_ORDER, cnn.scion_layers(), None)
+    program = timing.compile_program(iteration, jnp.ones((64, 288)))  # conv3, turned
+    assert drop_cost.flops_beside(task, 2) == 4 * program.num_flops
+    assert drop_cost.flops_beside(task, 3) == 0
+    conv1, conv2 = 4 * 16**2 * 27 + 2 * 16**3, 4 * 32**2 * 144 + 2 * 32**3
+    rest = drop_cost.flops_beside(task, 0) - drop_cost.flops_beside(task, 2)
+    assert rest == 4 * (conv1 + conv2)
+
+
+def test_misses_are_named():
+    measured = {"num_flops_per_step": 100.0, "peak_memory_bytes": 1000}
+    row = {
+        "first_layer": "conv2",
+        "by_hand": measured,
+        "ours": {"num_flops_per_step": 101.0, "peak_memory_bytes": 1500},
+        "time_of_by_hand": {"median": 1.0625},
+    }
+    entry = {"model": "cnn", "full": measured, "cutoffs": [row]}
+    assert drop_cost.misses(entry) == [
+        "cnn from conv2: time 1.062, bar 1.05",
+        "cnn from conv2: memory 1.500, bar 1.0001",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vgg"], "resnet18"),
+        (["--rounds", "0"], "must be a positive integer"),
+        (["--batch-size", "-1"], "must be a positive integer"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        drop_cost.parse(arguments)
+    assert message in capsys.readouterr().err
