@@ -40,10 +40,10 @@ def in_range(
     Raises:
       ValueError: naming the argument, the interval and the value.
 
-    >>> in_range("momentum", 1.0, 0, 1, open_high=True)
+    >>> in_range("momentum", 1.0, 0.0, 1.0, open_high=True)
     Traceback (most recent call last):
     ...
-    ValueError: `momentum` must be in [0, 1), got 1.0
+    ValueError: `momentum` must be in [0.0, 1.0), got 1.0
     """
     if isinstance(value, jax.Array) or callable(value):
         return

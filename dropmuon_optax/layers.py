@@ -73,6 +73,8 @@ def layers_by_path(
     def layers(params: Any) -> Any:
         # Masked leaves (optax.partition, optax.masked) keep their place in the order.
         flat, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_masked)
+        if not flat:  # as `optax.tree_map_params` asks, with a placeholder for a tree
+            return params
         paths = [path_of(keys) for keys, _ in flat]
         lengths = [
             _stack_length(path, value) if in_stack and in_stack.search(path) else None

@@ -173,6 +173,17 @@ def test_masked_leaves_keep_their_place_in_the_order():
     assert tree["head"]["kernel"].index == 4
 
 
+def test_a_tree_without_leaves_meets_no_rule():
+    """`optax.tree_map_params` runs `init` on such a placeholder."""
+    params = transformer(2)
+    layers = dm.layers_by_path(["embed", r"block_(\d+)", "head"], ANY)
+    assert layers({}) == {}
+    for tx in (dm.gluon(0.1, layers), dm.scion(0.1, layers), dm.muon(0.1, layers)):
+        state = optax.tree_map_params(tx, lambda x: x + 1.0, tx.init(params))
+        ones = [x for x in jax.tree.leaves(state) if x.ndim and (x == 1).all()]
+        assert len(ones) == len(jax.tree.leaves(params))  # every buffer, nothing else
+
+
 class Linen(nn.Module):
     @nn.compact
     def __call__(self, x):

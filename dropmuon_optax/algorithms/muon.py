@@ -118,7 +118,8 @@ def _in_wide_dtype(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         del params, extra
-        moved, state = tx.update(widened(updates), state)
+        with jax.numpy_dtype_promotion("standard"):  # Adam raises β to an int32 power
+            moved, state = tx.update(widened(updates), state)
         return jax.tree.map(lambda x, g: x.astype(g.dtype), moved, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

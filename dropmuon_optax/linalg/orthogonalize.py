@@ -60,7 +60,8 @@ def newton_schulz(
 
     Examples:
       >>> from dropmuon_optax.linalg import POLAR_EXPRESS
-      >>> newton_schulz(jnp.array([[3.0, 0.0], [0.0, 1e-2]]), 8, POLAR_EXPRESS)
+      >>> x = jnp.array([[3.0, 0.0], [0.0, 1e-2]])
+      >>> newton_schulz(x, 8, POLAR_EXPRESS).round(3)
       Array([[1., 0.],
              [0., 1.]], dtype=float32)
 
@@ -117,7 +118,8 @@ def gram_newton_schulz(
 
     Examples:
       >>> from dropmuon_optax.linalg import POLAR_EXPRESS
-      >>> gram_newton_schulz(jnp.array([[3.0, 0.0, 0.0, 4.0]]), 8, POLAR_EXPRESS)
+      >>> x = jnp.array([[3.0, 0.0, 0.0, 4.0]])
+      >>> gram_newton_schulz(x, 8, POLAR_EXPRESS).round(3)
       Array([[0.6, 0. , 0. , 0.8]], dtype=float32)
 
     References:

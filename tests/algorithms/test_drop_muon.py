@@ -190,7 +190,10 @@ def test_with_all_layers_it_is_gluon():
     assert_equal(ours, static)
     for found, k in zip(ours, range(5), strict=True):
         updates = plain(gluon, tree(0), gradient, k + 1)
-        assert_equal(found, updates)
+        # Two programs may fuse alike formulas differently: an ulp or two.
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6), found, updates
+        )
 
 
 def plain(tx, params, gradient, steps):
