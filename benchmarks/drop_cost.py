@@ -171,7 +171,7 @@ def plot(path: Path, entries: list[dict[str, Any]]) -> None:
 
     Args:
         path: PNG to write.
-        entries: Records.
+        entries: Records, one for each panel.
     """
     figure = Figure(figsize=(5 * len(entries), 4.2), layout="constrained")
     panels = figure.subplots(1, len(entries), squeeze=False)[0]
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
     origin = record.provenance(seed=options.seed)
-    entries = []
+    lines = options.output / "drop_cost.jsonl"
     for name in options.model:
         model = MODELS[name]
         batch_size = options.batch_size or model.batch_size
@@ -235,11 +235,14 @@ def main(arguments: list[str] | None = None) -> int:
             **measure(task, options.rounds or model.num_rounds),
             **origin,
         }
-        record.append(options.output / "drop_cost.jsonl", entry)
+        record.append(lines, entry)
         print(f"\n{name}, batch {batch_size}\n\n{table(entry)}\n")
         print("\n".join(misses(entry)) or "within the bars at every cutoff")
-        entries.append(entry)
-    plot(options.output / "drop_cost.png", entries)
+    newest = {entry["model"]: entry for entry in record.read(lines)}
+    plot(
+        options.output / "drop_cost.png",
+        [newest[name] for name in MODELS if name in newest],
+    )
     return 0
 
 
