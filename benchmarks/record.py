@@ -35,11 +35,18 @@ def provenance(*, seed: int) -> dict[str, Any]:
         "platform": device.platform,
         "device_kind": device.device_kind,
         "num_devices": jax.device_count(),
-        "num_cpus": os.cpu_count(),
+        "num_cpus": num_cpus(),
         "seed": seed,
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command(),
     }
+
+
+def num_cpus() -> int | None:
+    """Cores that this process may run on: fewer than there are under `taskset`."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def git(*arguments: str) -> str | None:
