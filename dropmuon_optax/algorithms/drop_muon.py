@@ -95,16 +95,17 @@ def drop_muon(
     # The paper's β = 1 − momentum; `scale_by_momentum` takes the old buffer's weight.
     checks.in_range("learning_rate", learning_rate, 0.0)
     checks.in_range("weight_decay", weight_decay, 0.0)
-    direction = optax.chain(
+    step = optax.chain(
         # 3. Mᵢ = (1 − β) Mᵢ + β ∇ᵢf(X; ξ)
         scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
         # 4. −LMO of Mᵢ; `descend` multiplies it by −γ
         scale_by_lmo(layers),
         add_weights(weight_decay),
+        descend(learning_rate),
     )
-    # 1. and 2. around them
-    dropped = drop_layers(direction, layers, sampling, key=key, num_layers=num_layers)
-    return optax.chain(dropped, descend(learning_rate))
+    # 1. and 2. around them. The learning rate is inside: outside, −γ·0 + Xᵢ would be
+    # computed for frozen layers, which costs a pass over their weights.
+    return drop_layers(step, layers, sampling, key=key, num_layers=num_layers)
 
 
 class DropState(NamedTuple):
