@@ -45,8 +45,8 @@ class Source:
     folder: str  # inside DROPMUON_DATA, and inside the cache
     address: str  # of the folder that has the files on the network; ends with "/"
     hashes: dict[str, str]  # md5 of each file to download
-    num_train: int  # images in each training file
-    num_test: int  # images in the test file
+    num_train: int = 0  # images in each training file
+    num_test: int = 0  # images in the test file
 
 
 SOURCES = {
@@ -227,6 +227,6 @@ def download(source: Source, name: str, processor: pooch.Untar | None = None) ->
         raise FileNotFoundError(
             f"{source.address}{name} could not be downloaded ({error}). Without a "
             f"network, put the official files into a folder, as {source.folder}/… (the "
-            f"docstring of benchmarks/sources.py lists them), and set {DATA_VARIABLE} "
-            "to that folder."
+            "docstrings of benchmarks/sources.py and benchmarks/text_files.py list "
+            f"them), and set {DATA_VARIABLE} to that folder."
         ) from error
