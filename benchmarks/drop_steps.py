@@ -78,7 +78,7 @@ MODELS = {
     "cnn": Model(partial(on_images, cnn, "paper", cnn.scion_layers()), 64, 20),
     "resnet18": Model(partial(on_images, resnet, "resnet18", resnet.layers()), 8, 6),
     "gpt": Model(partial(on_text, "small"), 8, 10),
-    "gpt_tiny": Model(partial(on_text, "tiny"), 2, 20),
+    "gpt_nano": Model(partial(on_text, "nano"), 2, 20),
     "gpt_124m": Model(partial(on_text, "124m"), 8, 10),
 }
 

@@ -1,8 +1,8 @@
 """A decoder-only transformer in the style of modded-nanogpt.
 
 Rotary positions, queries and keys normalized, squared ReLU, root-mean-square norms
-without parameters, no biases; so every parameter is a matrix. Blocks are unrolled, not
-scanned, so that backpropagation can stop at any of them.
+without parameters, no biases; so every parameter is a matrix. Blocks are unrolled;
+`nanogpt_scan` has the same network with its blocks stacked and scanned over.
 
 References:
   Jordan et al., github.com/KellerJordan/modded-nanogpt, and the configuration in which
@@ -44,7 +44,8 @@ class Config:
 
 
 PRESETS = {
-    "tiny": Config(num_layers=2, num_heads=2, width=16, vocab_size=32, tied=False),
+    "nano": Config(num_layers=2, num_heads=2, width=16, vocab_size=32, tied=False),
+    "tiny": Config(num_layers=4, num_heads=4, width=128, vocab_size=65, tied=False),
     "small": Config(num_layers=6, num_heads=4, width=256, vocab_size=1024, tied=False),
     "124m": Config(num_layers=12, num_heads=6, width=768, vocab_size=50304, tied=True),
 }
@@ -141,12 +142,20 @@ class NanoGPT(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Returns, at each position, the logits of the next token."""
-        x = rms_norm(self.embed(tokens))  # (B, T, C)
+        x = self.read(tokens)  # (B, T, C)
         for i in range(self.num_layers):
             x = getattr(self, f"block_{i}")(x)  # (B, T, C)
+        return self.write(x)  # (B, T, V)
+
+    def read(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T C"]:
+        """Returns the stream that enters the first block."""
+        return rms_norm(self.embed(tokens))  # (B, T, C)
+
+    def write(self, x: Float[Array, "B T C"]) -> Float[Array, "B T V"]:
+        """Returns the logits of the stream that leaves the last block."""
         x = rms_norm(x)  # (B, T, C)
-        read = self.embed.attend if self.head is None else self.head
-        return read(x).astype(jnp.float32)  # (B, T, V)
+        head = self.embed.attend if self.head is None else self.head
+        return head(x).astype(jnp.float32)  # (B, T, V)
 
 
 def linear(fan_in: int, fan_out: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
@@ -179,13 +188,18 @@ def rotate(x: Float[Array, "B T H D"]) -> Float[Array, "B T H D"]:
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)  # (B, T, H, D)
 
 
+def config_of(size: str | Config) -> Config:
+    """The size itself, or that of a preset."""
+    return PRESETS[size] if isinstance(size, str) else size
+
+
 def build(
-    preset: str, *, seed: int, dtype: DTypeLike = jnp.float32
+    size: str | Config, *, seed: int, dtype: DTypeLike = jnp.float32
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
     """The network as a function, and its initial weights.
 
     Args:
-        preset: One of `PRESETS`.
+        size: One of `PRESETS`, or a size of your own.
         seed: Of the initial weights.
         dtype: Of the activations and products; the weights are float32.
 
@@ -193,31 +207,38 @@ def build(
         (params, tokens (B, T)) -> logits (B, T, V) in float32, and a tree of plain
         arrays.
     """
-    model = NanoGPT(PRESETS[preset], dtype, rngs=nnx.Rngs(seed))
+    model = NanoGPT(config_of(size), dtype, rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(model, nnx.Param)
     return lambda params, x: nnx.merge(graphdef, params)(x), nnx.as_pure(params)
 
 
-def layer_order(preset: str) -> list[str]:
+def layer_order(size: str | Config) -> list[str]:
     """The layers from the input on. A tied head is part of the embedding, layer 0."""
-    config = PRESETS[preset]
+    config = config_of(size)
     blocks = [f"block_{i}" for i in range(config.num_layers)]
     return ["embed", *blocks, *([] if config.tied else ["head"])]
 
 
-def layers(preset: str):
+def layers(
+    size: str | Config,
+    *,
+    scanned: bool = False,
+    radius: float = HIDDEN_RADIUS,
+    sign_radius: float = SIGN_RADIUS,
+):
     """Every leaf in the norms of Scion's and Gluon's language models.
 
     Matrices √(n_out/n_in)·spectral; the embedding and the head sign/n_in with n_in the
-    width C of both.
+    width C of both. `scanned` is for `nanogpt_scan`.
     """
     sign, by_width = dm.norms.scion_sign(), dm.View((1,), (0,))
-    head = [] if PRESETS[preset].tied else ["head"]
+    head = [] if config_of(size).tied else ["head"]
     return dm.layers_by_path(
-        order=["embed", r"block_(\d+)", *head],
+        order=["embed", "blocks" if scanned else r"block_(\d+)", *head],
         geometry=[
-            ("embed", sign, SIGN_RADIUS, by_width),
-            *((name, sign, SIGN_RADIUS) for name in head),
-            ("kernel", dm.norms.scion_spectral(), HIDDEN_RADIUS),
+            ("embed", sign, sign_radius, by_width),
+            *((name, sign, sign_radius) for name in head),
+            ("kernel", dm.norms.scion_spectral(), radius),
         ],
+        stacked="blocks" if scanned else None,
     )

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import dropmuon_optax as dm
-from benchmarks.models import nanogpt, resnet
+from benchmarks.models import nanogpt, nanogpt_scan, resnet
 
 TOKENS = jnp.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
 
@@ -85,7 +85,7 @@ def test_gpt_has_a_layer_for_each_block(preset):
 
 
 def test_gpt_does_not_look_ahead():
-    apply, params = nanogpt.build("tiny", seed=0)
+    apply, params = nanogpt.build("nano", seed=0)
     logits = jax.jit(apply)(params, TOKENS)
     other = jax.jit(apply)(params, TOKENS.at[0, 4].set(0))
     assert logits.shape == (2, 7, 32)
@@ -98,12 +98,12 @@ def test_gpt_in_bfloat16_keeps_float32(standard_promotion, key):
     """JAX's own attention needs standard promotion for anything but float32."""
 
     def logits_and_params():
-        apply, params = nanogpt.build("tiny", seed=0, dtype=jnp.bfloat16)
+        apply, params = nanogpt.build("nano", seed=0, dtype=jnp.bfloat16)
         return apply(params, TOKENS), params
 
     kept = jax.tree.leaves(jax.eval_shape(logits_and_params))
     assert {leaf.dtype for leaf in kept} == {np.dtype("float32")}
-    config = nanogpt.PRESETS["tiny"]
+    config = nanogpt.PRESETS["nano"]
     blocks = [
         nanogpt.Block(config, dtype, rngs=nnx.Rngs(0))
         for dtype in (jnp.float32, jnp.bfloat16)
@@ -163,7 +163,7 @@ def block_by_the_book(x, weights, num_heads):
 
 
 def test_a_block_is_as_written_in_the_book(key):
-    config = nanogpt.PRESETS["tiny"]
+    config = nanogpt.PRESETS["nano"]
     block = nanogpt.Block(config, jnp.float32, rngs=nnx.Rngs(1))
     x = jax.random.normal(key, (2, 9, config.width))
     state = nnx.to_pure_dict(nnx.state(block, nnx.Param))
@@ -183,3 +183,64 @@ def test_rotary_products_depend_on_distance_alone(key):
         diagonal = np.diagonal(products, distance)
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4)
     assert abs(products[0, 5] - products[0, 0]) > 1e-3
+
+
+# The transformer with scanned blocks.
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scanned_blocks_give_the_same_logits_and_gradients(tied):
+    config = nanogpt.Config(3, 2, 16, 32, tied=tied)
+    apply, params = nanogpt.build(config, seed=0)
+    scanned, stacked = nanogpt_scan.build(config, seed=0)
+
+    def loss(params, apply):
+        logits = apply(params, TOKENS)
+        return jnp.mean(jnp.square(logits)), logits
+
+    def both(params, apply):
+        return jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, apply)
+
+    grads, logits = both(nnx.to_pure_dict(params), apply)
+    stacked_grads, stacked_logits = both(stacked, scanned)
+    np.testing.assert_allclose(stacked_logits, logits, rtol=1e-5, atol=1e-5)
+    for i in range(config.num_layers):
+        of_block = jax.tree.map(lambda g, i=i: g[i], stacked_grads["blocks"])
+        # float32 sums in another order
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            of_block,
+            grads[f"block_{i}"],
+        )
+    np.testing.assert_allclose(
+        stacked_grads["embed"]["embedding"], grads["embed"]["embedding"], atol=1e-4
+    )
+
+
+def test_scanned_blocks_stop_backpropagation():
+    config = nanogpt.Config(3, 2, 16, 32, tied=False)
+    apply, params = nanogpt_scan.build(config, seed=0)
+    layers = nanogpt.layers(config, scanned=True)
+    assert dm.count_layers(layers(params)) == 5
+    active = (False, False, True, True, True)
+
+    def grads(active):
+        def loss(params):
+            return jnp.mean(jnp.square(apply(params, TOKENS, active)))
+
+        step = dm.value_and_grad(loss, layers)
+        return jax.jit(lambda params: step(params, active=active)[1])(params)
+
+    full, cut = grads((True,) * 5), grads(active)
+    assert not jnp.any(cut["embed"]["embedding"])
+    for ours, theirs in zip(
+        jax.tree.leaves(cut["blocks"]), jax.tree.leaves(full["blocks"]), strict=True
+    ):
+        assert not jnp.any(ours[0])
+        np.testing.assert_allclose(ours[1:], theirs[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_scanned_gpt_has_the_published_size():
+    params = shapes(lambda: nanogpt_scan.build("124m", seed=0))
+    assert count(params) == 123_568_128
+    assert params["blocks"]["up"]["kernel"].shape == (12, 768, 3072)
