@@ -39,6 +39,13 @@ from dropmuon_optax.samplings import active_layers as active_layers
 from dropmuon_optax.theory.cost import StepCost as StepCost
 from dropmuon_optax.theory.cost import measure_costs as measure_costs
 from dropmuon_optax.theory.cost import optimal_probabilities as optimal_probabilities
+from dropmuon_optax.theory.estimates import SmoothnessFit as SmoothnessFit
+from dropmuon_optax.theory.estimates import fit_smoothness as fit_smoothness
+from dropmuon_optax.theory.estimates import report_smoothness as report_smoothness
+from dropmuon_optax.theory.radii import estimated_layers as estimated_layers
+from dropmuon_optax.theory.smoothness import SmoothnessPoints as SmoothnessPoints
+from dropmuon_optax.theory.smoothness import measure_smoothness as measure_smoothness
+from dropmuon_optax.theory.smoothness import track_smoothness as track_smoothness
 from dropmuon_optax.views import View as View
 
 __version__ = "0.1.0"

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from dropmuon_optax import checks, geometry, views
+from dropmuon_optax.meshes import gathered, like
 from dropmuon_optax.norms import Norm
 from dropmuon_optax.nouns import Noun
 from dropmuon_optax.views import View
@@ -181,6 +183,34 @@ def fan_out_first(keys: Sequence[Any], ndim: int) -> bool:
     """Whether the leaf is an Equinox kernel, stored (fan_out, fan_in, spatial…)."""
     named = len(keys) > 0 and _is_attribute(keys[-1], "weight")
     return named and ndim > 1 and not geometry.is_embedding(path_of(keys))
+
+
+def to_matrices(leaf: Leaf) -> Float[Array, "k m n"]:
+    """A leaf as the matrices that its norm sees, those of `Stacked` layers in order.
+
+    A sharded leaf is gathered before its axes are moved: only a plain matrix can be
+    stacked as it lies.
+    """
+    x, view = leaf.value, leaf.view
+    if isinstance(leaf.layer, Stacked):
+        if view.is_plain(x.ndim - 1):
+            return x
+        matrices = jax.vmap(view.to_matrices)(gathered(x))
+        return matrices.reshape(-1, *matrices.shape[2:])
+    return view.to_matrices(x if view.is_plain(x.ndim) else gathered(x))
+
+
+def from_matrices(leaf: Leaf, matrices: Float[Array, "k m n"]) -> Array:
+    """The inverse of `to_matrices`: an array of the leaf's shape and sharding."""
+    x, view = leaf.value, leaf.view
+    if isinstance(leaf.layer, Stacked):
+        if view.is_plain(x.ndim - 1):
+            return matrices
+        parts = matrices.reshape(x.shape[0], -1, *matrices.shape[1:])
+        whole = jax.vmap(lambda part: view.from_matrices(part, x.shape[1:]))(parts)
+    else:
+        whole = view.from_matrices(matrices, x.shape)
+    return like(whole, x)
 
 
 def count_layers(tree: Any, params: Any = None) -> int:

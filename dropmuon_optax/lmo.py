@@ -10,8 +10,14 @@ import optax
 from jaxtyping import Array, Float
 
 from dropmuon_optax import linalg
-from dropmuon_optax.layers import Stacked
-from dropmuon_optax.leaves import AdaptiveRadius, LayersFn, Leaf, join
+from dropmuon_optax.leaves import (
+    AdaptiveRadius,
+    LayersFn,
+    Leaf,
+    from_matrices,
+    join,
+    to_matrices,
+)
 from dropmuon_optax.meshes import gathered, has_auto, like, spread
 from dropmuon_optax.norms import Norm
 
@@ -68,12 +74,12 @@ def tree_lmo(layers: LayersFn, updates: Any) -> Any:
     _check(leaves)
     stacks: dict[Any, list[_Member]] = {}
     for position, leaf in enumerate(leaves):
-        member = _Member(position, leaf, _to_matrices(leaf))
+        member = _Member(position, leaf, to_matrices(leaf))
         stacks.setdefault(_key(member), []).append(member)
     steps: list[Any] = [None] * len(leaves)
     for members in stacks.values():
         for member, step in zip(members, _stacked_oracle(members), strict=True):
-            steps[member.position] = _from_matrices(member.leaf, step)
+            steps[member.position] = from_matrices(member.leaf, step)
     return jax.tree.unflatten(jax.tree.structure(updates), steps)
 
 
@@ -132,8 +138,7 @@ def _oracle(norm: Norm, parts: list[Array], columns: list[list[Any]]) -> list[Ar
     stack = whole
     if norm.mixes:
         stack, *parameters = spread(whole, *parameters)
-    step = _fixed_step if len(parameters) == 1 else _adaptive_step
-    steps = jax.vmap(functools.partial(step, norm))(stack, *parameters)
+    steps = lmo_rows(norm, stack, parameters)
     if norm.mixes:
         (steps,) = spread(steps)  # else the compiler may split the products after all
     if steps.shape != whole.shape:
@@ -141,6 +146,18 @@ def _oracle(norm: Norm, parts: list[Array], columns: list[list[Any]]) -> list[Ar
     steps = like(steps, whole)
     starts = itertools.accumulate([len(part) for part in parts], initial=0)
     return [steps[i : i + len(part)] for i, part in zip(starts, parts, strict=False)]
+
+
+def lmo_rows(norm: Norm, stack: Array, parameters: list[Array]) -> Array:
+    """−LMO of every matrix of a stack, in one call.
+
+    Args:
+      norm: the norm ‖·‖ of all of them.
+      stack: matrices, (k, m, n).
+      parameters: the radii, [t], or [L⁰, L¹] of adaptive ones; each of shape (k,).
+    """
+    step = _fixed_step if len(parameters) == 1 else _adaptive_step
+    return jax.vmap(functools.partial(step, norm))(stack, *parameters)
 
 
 def _parameters(radius: Any) -> tuple[Any, ...]:
@@ -162,29 +179,3 @@ def _adaptive_step(norm: Norm, g: Array, l0: Array, l1: Array) -> Array:
     dual = jnp.sum(wide * step)
     radius = jnp.where(dual == 0, 0.0, 1 / (l0 / jnp.where(dual == 0, 1.0, dual) + l1))
     return (radius * step).astype(g.dtype)
-
-
-# Matrices of leaves, and back. A sharded leaf is gathered before its axes are moved:
-# only a plain matrix can be stacked as it lies.
-
-
-def _to_matrices(leaf: Leaf) -> Float[Array, "k m n"]:
-    x, view = leaf.value, leaf.view
-    if isinstance(leaf.layer, Stacked):
-        if view.is_plain(x.ndim - 1):
-            return x
-        matrices = jax.vmap(view.to_matrices)(gathered(x))
-        return matrices.reshape(-1, *matrices.shape[2:])
-    return view.to_matrices(x if view.is_plain(x.ndim) else gathered(x))
-
-
-def _from_matrices(leaf: Leaf, steps: Float[Array, "k m n"]) -> Array:
-    x, view = leaf.value, leaf.view
-    if isinstance(leaf.layer, Stacked):
-        if view.is_plain(x.ndim - 1):
-            return steps
-        parts = steps.reshape(x.shape[0], -1, *steps.shape[1:])
-        step = jax.vmap(lambda part: view.from_matrices(part, x.shape[1:]))(parts)
-    else:
-        step = view.from_matrices(steps, x.shape)
-    return like(step, x)
