@@ -9,3 +9,4 @@ from dropmuon_optax.samplings.independent import Independent as Independent
 from dropmuon_optax.samplings.nice import Nice as Nice
 from dropmuon_optax.samplings.progressive import Progressive as Progressive
 from dropmuon_optax.samplings.round_robin import RoundRobin as RoundRobin
+from dropmuon_optax.samplings.staged import Staged as Staged

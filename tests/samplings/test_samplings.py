@@ -22,6 +22,7 @@ from dropmuon_optax.samplings import (
     Nice,
     Progressive,
     RoundRobin,
+    Staged,
     active_layers,
     draws,
     host,
@@ -42,6 +43,8 @@ SAMPLINGS = [
     Nice(3),
     Nice(B),
     RoundRobin(),
+    Staged(((0, Full()), (3, RoundRobin()), (9, Progressive()))),
+    Staged(((0, EpochShift(20)), (15, EpochShift(30, alpha=2)))),
 ]
 SUFFIXES = [
     s for s in SAMPLINGS if isinstance(s, Progressive | EpochShift | LinearShift)
@@ -65,6 +68,17 @@ def draw(sampling, count):
     """Sets drawn at one step under many keys, as bools (draws, b)."""
     keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
     return np.asarray(sampler(sampling)(keys, jnp.int32(count)))
+
+
+def test_each_stage_begins_at_its_step():
+    first, last = EpochShift(20), Progressive()
+    staged = Staged(((0, first), (7, Full()), (12, last)))
+    for stage, steps in ((first, range(7)), (Full(), range(7, 12)), (last, (12, 99))):
+        for step in steps:
+            expected = stage.marginals(B, step)
+            np.testing.assert_array_equal(staged.marginals(B, step), expected)
+    with pytest.raises(ValueError, match="one probability for each of 5"):
+        Staged(((0, Full()), (1, Progressive((0.5, 0.5))))).check(B)
 
 
 @every_sampling
@@ -290,6 +304,10 @@ def test_other_steps_are_refused(step):
         (lambda: Independent((1.1,)), "`probabilities` must be numbers"),
         (lambda: Nice(0), "`tau` must be a whole number"),
         (lambda: EpochShift(0), "`num_steps` must be a whole number"),
+        (lambda: Staged(()), "the first step of the first one 0"),
+        (lambda: Staged(((1, Full()),)), "the first step of the first one 0"),
+        (lambda: Staged(((0, Full()), (3, Full()), (2, Full()))), "in order"),
+        (lambda: Staged(((0, Nice(1)),)), "nested, got Nice"),
         (lambda: EpochShift(10, math.inf), "`alpha` must be in"),
         (lambda: LinearShift(-1), "`num_steps` must be a whole number"),
     ],

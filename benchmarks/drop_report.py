@@ -1,0 +1,249 @@
+"""Tables and pictures of `drop_muon_cnn`.
+
+A time to an accuracy is interpolated: under protocol (i) linearly between two readings,
+under (ii) between the ends of runs with neighbouring budgets, linearly in the logarithm
+of time. Ratios are full Muon's time over the method's, of the same seed.
+
+Again, from the lines: python -m benchmarks.drop_report benchmarks/results/….jsonl
+"""
+
+import math
+import sys
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import record, report
+
+Entry = dict[str, Any]
+TARGETS = {
+    "mnist": (0.97, 0.98),
+    "fashion_mnist": (0.86, 0.88),
+    "cifar10": (0.55, 0.62),
+}
+ABSENT = "—"
+
+
+def line(entry: Entry) -> str:
+    """What is printed when a run ends."""
+    within = f"{entry['budget_s']:g} s" if entry["budget_s"] else "same steps"
+    return (
+        f"{entry['dataset']}, seed {entry['seed']}, {within}: {entry['method']} at "
+        f"{entry['learning_rate']:g}, {entry['num_steps']} steps in "
+        f"{report.seconds(entry['train_time_s'])} (planned "
+        f"{report.seconds(entry['planned_time_s'])}): "
+        f"{report.percent(entry['final_validation_accuracy'])}"
+    )
+
+
+def first_time(points: list[tuple[float, float]], target: float) -> float | None:
+    """The time of the first crossing, from (time, accuracy); None if there is none.
+
+    Examples:
+        >>> first_time([(1.0, 0.5), (2.0, 0.7), (3.0, 0.6)], 0.65)
+        1.75
+    """
+    before = None
+    for time, accuracy in points:
+        if accuracy >= target:
+            if before is None or accuracy == before[1]:
+                return time
+            share = (target - before[1]) / (accuracy - before[1])
+            return round(before[0] + share * (time - before[0]), 6)
+        before = (time, accuracy)
+    return None
+
+
+def time_on_the_way(entry: Entry, target: float) -> float | None:
+    """Protocol (i): seconds to a validation accuracy."""
+    points = [
+        (point["train_time_s"], point["validation_accuracy"])
+        for point in entry["history"]
+    ]
+    return first_time(points, target)
+
+
+def time_of_budgets(entries: list[Entry], target: float) -> float | None:
+    """Protocol (ii): seconds in which one of the runs ends at an accuracy.
+
+    None if none does, or if the shortest does: its time is but an upper bound.
+    """
+    points = sorted(
+        (math.log(entry["train_time_s"]), entry["final_validation_accuracy"])
+        for entry in entries
+    )
+    if not points or points[0][1] >= target:
+        return None
+    found = first_time(points, target)
+    return None if found is None else math.exp(found)
+
+
+def chosen(entries: list[Entry], **values: Any) -> list[Entry]:
+    """The entries that have these values."""
+    return [e for e in entries if all(e[key] == v for key, v in values.items())]
+
+
+def unique(entries: list[Entry], key: str) -> list[Any]:
+    """The values of a key, in order of appearance."""
+    return list(dict.fromkeys(entry[key] for entry in entries))
+
+
+def times_to(entries: list[Entry], method: str, target: float) -> dict[int, Any]:
+    """Seed -> seconds to a target, of runs of one protocol."""
+    found = {}
+    for seed in unique(entries, "seed"):
+        runs = chosen(entries, method=method, seed=seed)
+        if runs and runs[0]["budget_s"] is None:
+            found[seed] = time_on_the_way(runs[-1], target)
+        elif runs:
+            found[seed] = time_of_budgets(runs, target)
+    return found
+
+
+def spread(values: list[float], form: str = "{:.2f}") -> str:
+    """Median (least … largest)."""
+    if not values:
+        return ABSENT
+    middle, least, most = map(form.format, (median(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({least} … {most})"
+
+
+def ratios(entries: list[Entry], method: str, target: float) -> list[float]:
+    """Full Muon's time over the method's, for each seed in which both got there."""
+    base, own = (times_to(entries, name, target) for name in ("muon", method))
+    return [
+        base[seed] / own[seed]
+        for seed in own
+        if base.get(seed) and own[seed] is not None
+    ]
+
+
+def tables(entries: list[Entry]) -> str:
+    """Both protocols' tables of each data set."""
+    parts = []
+    for dataset in unique(entries, "dataset"):
+        own = chosen(entries, dataset=dataset)
+        for protocol in ("same steps", "same time"):
+            runs = chosen(own, protocol=protocol)
+            if runs:
+                parts.append(f"{dataset}, {protocol}\n\n{table(runs)}")
+    return "\n\n".join(parts)
+
+
+def table(entries: list[Entry]) -> str:
+    """One row for each method, of runs of one data set and protocol."""
+    targets = TARGETS.get(entries[0]["dataset"], (0.5, 0.9))
+    budgets = unique(entries, "budget_s")
+    header = ["method", "learning rate", "seeds"]
+    header += [
+        "steps, time" if budget is None else f"after {budget:g} s" for budget in budgets
+    ]
+    header += ["final validation"] if budgets == [None] else []
+    header += [f"times faster to {target:.0%}" for target in targets]
+    rows = []
+    for method in unique(entries, "method"):
+        own = chosen(entries, method=method)
+        cells = [
+            method,
+            ", ".join(f"{rate:g}" for rate in unique(own, "learning_rate")),
+            str(len(unique(own, "seed"))),
+        ]
+        for budget in budgets:
+            runs = chosen(own, budget_s=budget)
+            ends = [100 * run["final_validation_accuracy"] for run in runs]
+            mean = spread(ends)
+            if budget is None and runs:
+                steps = fmean(run["num_steps"] for run in runs)
+                time_s = fmean(run["train_time_s"] for run in runs)
+                cells.append(f"{steps:.0f}, {report.seconds(time_s)}")
+            cells.append(mean)
+        for target in targets:
+            cells.append(spread(ratios(entries, method, target)))
+        rows.append(cells)
+    return report.format_table(header, rows)
+
+
+def mean_curve(runs: list[Entry], x: str, y: str) -> tuple[list[float], list[float]]:
+    """Mean over seeds of runs with readings at the same shares of their length."""
+    points = list(zip(*(run["history"] for run in runs), strict=True))
+    return (
+        [fmean(point[x] for point in seeds) for seeds in points],
+        [fmean(point[y] for point in seeds) for seeds in points],
+    )
+
+
+def plot(path: Path, entries: list[Entry]) -> None:
+    """Draws accuracy against time, steps and FLOPs, and against the budget.
+
+    Args:
+        path: PNG to write.
+        entries: Records of one data set.
+    """
+    figure = Figure(figsize=(17, 4.4), layout="constrained")
+    first = entries[0]
+    figure.suptitle(
+        f"{first['dataset']}, {first['model']} CNN, batch {first['batch_size']}; mean "
+        "over seeds; solid: validation, dashed: training"
+    )
+    panels = figure.subplots(1, 4)
+    axis = {
+        "train_time_s": "same steps for all: training time / s",
+        "step": f"same steps for all: step (of {first['batch_size']} samples)",
+        "num_flops": "same steps for all: FLOPs",
+    }
+    colors = {name: f"C{i}" for i, name in enumerate(unique(entries, "method"))}
+    for method, color in colors.items():
+        runs = chosen(entries, method=method, protocol="same steps")
+        for axes, key in zip(panels, axis, strict=False):
+            if runs:
+                curve = mean_curve(runs, key, "validation_accuracy")
+                axes.plot(*curve, color=color, label=method)
+                curve = mean_curve(runs, key, "train_accuracy")
+                axes.plot(*curve, color=color, linestyle="--", linewidth=0.7)
+        runs = chosen(entries, method=method, protocol="same time")
+        budgets = sorted(unique(runs, "budget_s"))
+        ends = [
+            fmean(
+                run["final_validation_accuracy"]
+                for run in chosen(runs, budget_s=budget)
+            )
+            for budget in budgets
+        ]
+        panels[3].plot(budgets, ends, color=color, marker=".", label=method)
+    labels = [*axis.values(), "same time for all: budget / s"]
+    for axes, label in zip(panels, labels, strict=True):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    for axes in panels[:3]:
+        axes.set_ylim(bottom=lowest(entries))
+    panels[0].set_ylabel("accuracy")
+    panels[3].legend(loc="lower right", fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def lowest(entries: list[Entry]) -> float:
+    """Where the axes of accuracy start: at the second reading of the slowest run."""
+    readings = [
+        entry["history"][min(1, len(entry["history"]) - 1)]["validation_accuracy"]
+        for entry in entries
+        if entry["budget_s"] is None
+    ]
+    return max(0.0, min(readings, default=0.0) - 0.02)
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the tables and draws the pictures of recorded runs."""
+    (path,) = map(Path, arguments)
+    entries = record.read(path)
+    print(tables(entries))
+    for dataset in unique(entries, "dataset"):
+        picture = path.with_name(f"{path.stem}_{dataset}.png")
+        plot(picture, chosen(entries, dataset=dataset))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
