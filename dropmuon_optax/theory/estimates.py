@@ -206,7 +206,7 @@ def report_smoothness(
     header += [f"L̂ at {share:g}·t" for share in shares]
     estimates = np.zeros((0, len(fits)))
     if probes is not None:
-        change, step = np.asarray(probes.change), np.asarray(probes.step)
+        change, step, _ = (np.asarray(x, np.float64) for x in probes)
         estimates = change / np.where(step > 0, step, np.nan)
     if estimates.shape != (len(shares), len(fits)):
         raise ValueError(
