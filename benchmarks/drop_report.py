@@ -5,11 +5,14 @@ under (ii) between the ends of runs with neighbouring budgets, linearly in the l
 of time. Ratios are full Muon's time over the method's, of the same seed. Full Muon
 alone sets the accuracies: under (i) the means of its readings after a half and three
 quarters of the steps, under (ii) of its ends after the middle budget, and halfway from
-there to those after the next one.
+there to those after the next one. "By step times" replaces the clock by the sum of the
+median times of the run's steps, which were measured in turns before all runs: nothing
+else that the machine did meanwhile is in it.
 
 Again, from the lines: python -m benchmarks.drop_report benchmarks/results/….jsonl
 """
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import record, report
+from benchmarks.drop_methods import CUTOFFS, METHODS, Active, plan_steps
 
 Entry = dict[str, Any]
 ABSENT = "—"
@@ -54,22 +58,41 @@ def first_time(points: list[tuple[float, float]], target: float) -> float | None
     return None
 
 
-def time_on_the_way(entry: Entry, target: float) -> float | None:
+def time_on_the_way(entry: Entry, target: float, quiet: bool) -> float | None:
     """Protocol (i): seconds to a validation accuracy."""
-    points = [
-        (point["train_time_s"], point["validation_accuracy"])
-        for point in entry["history"]
-    ]
-    return first_time(points, target)
+    history = entry["history"]
+    clock = [point["train_time_s"] for point in history]
+    if quiet:
+        elapsed_s = quiet_times(entry)
+        clock = [elapsed_s[point["step"] - 1] for point in history]
+    points = zip(clock, [p["validation_accuracy"] for p in history], strict=True)
+    return first_time(list(points), target)
 
 
-def time_of_budgets(entries: list[Entry], target: float) -> float | None:
+def quiet_times(entry: Entry) -> list[float]:
+    """The sum of median step times after each step of a run of protocol (i)."""
+    method = METHODS[entry["method"]]
+    steps, optimal = entry["num_steps"], tuple(entry["optimal_probabilities"])
+    plan = plan_steps(method, steps, optimal, entry["seed"])
+    times: dict[Active, float] = dict(
+        zip(CUTOFFS, entry["step_times_of_cutoffs_s"], strict=True)
+    )
+    times[None] = entry["step_times_of_plain_s"].get(method.optimizer, 0.0)
+    return list(itertools.accumulate(times[active] for active in plan.active))
+
+
+def time_of_budgets(
+    entries: list[Entry], target: float, quiet: bool = False
+) -> float | None:
     """Protocol (ii): seconds in which one of the runs ends at an accuracy.
 
     None if none does, or if the shortest does: its time is but an upper bound.
     """
     points = sorted(
-        (math.log(entry["train_time_s"]), entry["final_validation_accuracy"])
+        (
+            math.log(entry["planned_time_s" if quiet else "train_time_s"]),
+            entry["final_validation_accuracy"],
+        )
         for entry in entries
     )
     if not points or points[0][1] >= target:
@@ -88,15 +111,17 @@ def unique(entries: list[Entry], key: str) -> list[Any]:
     return list(dict.fromkeys(entry[key] for entry in entries))
 
 
-def times_to(entries: list[Entry], method: str, target: float) -> dict[int, Any]:
+def times_to(
+    entries: list[Entry], method: str, target: float, quiet: bool
+) -> dict[int, Any]:
     """Seed -> seconds to a target, of runs of one protocol."""
     found = {}
     for seed in unique(entries, "seed"):
         runs = chosen(entries, method=method, seed=seed)
         if runs and runs[0]["budget_s"] is None:
-            found[seed] = time_on_the_way(runs[-1], target)
+            found[seed] = time_on_the_way(runs[-1], target, quiet)
         elif runs:
-            found[seed] = time_of_budgets(runs, target)
+            found[seed] = time_of_budgets(runs, target, quiet)
     return found
 
 
@@ -128,9 +153,11 @@ def spread(values: list[float], form: str = "{:.2f}") -> str:
     return middle if len(values) == 1 else f"{middle} ({least} … {most})"
 
 
-def ratios(entries: list[Entry], method: str, target: float) -> list[float]:
+def ratios(
+    entries: list[Entry], method: str, target: float, quiet: bool = False
+) -> list[float]:
     """Full Muon's time over the method's, for each seed in which both got there."""
-    base, own = (times_to(entries, name, target) for name in ("muon", method))
+    base, own = (times_to(entries, name, target, quiet) for name in ("muon", method))
     return [
         base[seed] / own[seed]
         for seed in own
@@ -159,6 +186,7 @@ def table(entries: list[Entry]) -> str:
     ]
     header += ["final validation"] if budgets == [None] else []
     header += [f"times faster to {target:.1%}" for target in targets]
+    header += [f"by step times, to {target:.1%}" for target in targets]
     rows = []
     for method in unique(entries, "method"):
         own = chosen(entries, method=method)
@@ -176,8 +204,8 @@ def table(entries: list[Entry]) -> str:
                 time_s = fmean(run["train_time_s"] for run in runs)
                 cells.append(f"{steps:.0f}, {report.seconds(time_s)}")
             cells.append(mean)
-        for target in targets:
-            found = ratios(entries, method, target)
+        for quiet, target in itertools.product((False, True), targets):
+            found = ratios(entries, method, target, quiet)
             few = len(found) < len(unique(own, "seed"))
             cells.append(spread(found) + (f" [{len(found)} seeds]" if few else ""))
         rows.append(cells)
