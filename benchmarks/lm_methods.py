@@ -1,0 +1,196 @@
+"""The optimizers of language models by name, each as a train step.
+
+The learning rate is an argument of the step: one program serves every rate, schedule
+and seed. Drop-Muon has one for each set of layers that moves.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+from optax.contrib import MuonDimensionNumbers
+
+import dropmuon_optax as dm
+from benchmarks.models import nanogpt
+
+# Embedding and head move by AdamW at this share of Muon's learning rate, in both Muons.
+ADAM_SHARE = 0.1
+ADAM_B2 = 0.95  # Keller Jordan's for these; Optax's Muon would take 0.999
+
+Rate = Float[Array, ""]
+Tokens = Int[Array, "A B T+1"]  # A parts of a batch, whose gradients are accumulated
+
+
+class Model(NamedTuple):
+    """A network, and the norms of its layers."""
+
+    config: nanogpt.Config
+    apply: Callable[..., Array]  # (params, tokens[, active if scanned]) -> logits
+    scanned: bool
+    radius: float = nanogpt.HIDDEN_RADIUS
+    sign_radius: float = nanogpt.SIGN_RADIUS
+
+    @property
+    def layers(self) -> Any:
+        """Scion's norms."""
+        return nanogpt.layers(
+            self.config,
+            scanned=self.scanned,
+            radius=self.radius,
+            sign_radius=self.sign_radius,
+        )
+
+
+class Method(NamedTuple):
+    """An optimizer as a train step."""
+
+    init: Callable[[Any, int], Any]  # (params, seed) -> optimizer's state
+    step: Any  # jitted (params, state, rate, tokens) -> (params, state, loss)
+    active_at: Callable[[int, int], Hashable]  # (seed, step) -> static `active` or None
+    evaluated: Callable[[Any, Any], Any]  # (params, state) -> weights to evaluate
+
+
+class Entry(NamedTuple):
+    """How to build a method, and the peak learning rate it gets unless told."""
+
+    build: Callable[[Model], Method]
+    learning_rate: float
+
+
+def build_loss(model: Model) -> Callable[..., Float[Array, ""]]:
+    """Mean cross-entropy of the next token in nats, (params, windows, active=None)."""
+
+    def loss(params: Any, windows: Int[Array, "B T+1"], active: Any = None):
+        static = {"active": active} if model.scanned else {}
+        logits = model.apply(params, windows[:, :-1], **static)  # (B, T, V)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, windows[:, 1:]
+        ).mean()
+
+    return loss
+
+
+def accumulate(gradient: Callable[..., Any], params: Any, tokens: Tokens) -> Any:
+    """Means over the parts of a batch of `gradient(params, part)`: loss, gradient."""
+    if tokens.shape[0] == 1:
+        return gradient(params, tokens[0])
+    found = jax.eval_shape(gradient, params, tokens[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+
+    def add(total: Any, part: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    total, _ = jax.lax.scan(add, zeros, tokens)
+    return jax.tree.map(lambda x: x / tokens.shape[0], total)
+
+
+def plain(build: Callable[[Model, Any], Any], model: Model) -> Method:
+    """The method of an Optax transformation.
+
+    Args:
+        build: (model, learning rate: a schedule) -> transformation.
+        model: What to train.
+    """
+    loss_fn = build_loss(model)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, rate: Rate, tokens: Tokens):
+        loss, grads = accumulate(jax.value_and_grad(loss_fn), params, tokens)
+        tx = build(model, lambda count: rate)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    return Method(
+        init=lambda params, seed: build(model, lambda count: 0.0).init(params),
+        step=step,
+        active_at=lambda seed, step: None,
+        evaluated=lambda params, state: params,
+    )
+
+
+def dropping(model: Model) -> Method:
+    """Drop-Muon: uniform progressive sampling, backpropagation cut where it may be."""
+    sampling = dm.samplings.Progressive()
+    num_layers = len(nanogpt.layer_order(model.config))
+    keys: dict[int, jax.Array] = {}
+
+    def key_of(seed: int) -> jax.Array:
+        return keys.setdefault(seed, jax.random.key(seed))
+
+    def transformation(rate: Any, seed: int):
+        return dm.drop_muon(rate, model.layers, sampling, key=key_of(seed))
+
+    @partial(jax.jit, static_argnames="active", donate_argnums=(0, 1))
+    def step(params: Any, state: Any, rate: Rate, tokens: Tokens, *, active: Any):
+        loss_fn = partial(build_loss(model), active=active)
+        gradient = partial(dm.value_and_grad(loss_fn, model.layers), active=active)
+        loss, grads = accumulate(gradient, params, tokens)
+        tx = transformation(lambda count: rate, 0)  # the state has the run's own key
+        updates, state = tx.update(grads, state, params, active=active)
+        return optax.apply_updates(params, updates), state, loss
+
+    return Method(
+        init=lambda params, seed: transformation(lambda count: 0.0, seed).init(params),
+        step=step,
+        active_at=lambda seed, step: dm.active_layers(
+            sampling, num_layers, key_of(seed), step
+        ),
+        evaluated=lambda params, state: params,
+    )
+
+
+def muon(model: Model, rate: optax.Schedule) -> Any:
+    return dm.muon(
+        rate,
+        muon_layers(model),
+        adam_learning_rate=lambda count: ADAM_SHARE * rate(count),
+        adam_b2=ADAM_B2,
+    )
+
+
+def optax_muon(model: Model, rate: optax.Schedule) -> Any:
+    return optax.contrib.muon(
+        rate,
+        muon_weight_dimension_numbers=matrix_axes,
+        adam_learning_rate=lambda count: ADAM_SHARE * rate(count),
+        adam_b2=ADAM_B2,
+    )
+
+
+def matrix_axes(params: Any) -> Any:
+    """Tells Optax's Muon to see the last two axes of a block's kernels as a matrix."""
+
+    def axes(path: Any, leaf: Array) -> MuonDimensionNumbers | None:
+        if not jax.tree_util.keystr(path, simple=True).startswith("block"):
+            return None
+        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def muon_layers(model: Model) -> Any:
+    """Muon's norm for the blocks' matrices, none (so AdamW) for embedding and head."""
+    ends = ["embed"] if model.config.tied else ["embed", "head"]
+    return dm.layers_by_path(
+        order=None,
+        geometry=[
+            *((name, None, 1.0) for name in ends),
+            ("kernel", dm.norms.muon_spectral(), 1.0),
+        ],
+        stacked="blocks" if model.scanned else None,
+    )
+
+
+# Of several values a factor of 2 apart, for the preset `tiny`; the README says how.
+OPTIMIZERS = {
+    "muon": Entry(partial(plain, muon), 0.04),
+    "scion": Entry(partial(plain, lambda m, rate: dm.scion(rate, m.layers)), 5e-4),
+    "gluon": Entry(partial(plain, lambda m, rate: dm.gluon(rate, m.layers)), 5e-4),
+    "drop_muon": Entry(dropping, 5e-4),
+    "optax_muon": Entry(partial(plain, optax_muon), 0.04),
+    "adamw": Entry(partial(plain, lambda m, rate: optax.adamw(rate)), 4e-3),
+}

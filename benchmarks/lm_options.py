@@ -1,0 +1,108 @@
+"""The command line of `nanogpt`, and the defaults of each size."""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import text
+from benchmarks.lm_methods import OPTIMIZERS
+from benchmarks.models import nanogpt
+from benchmarks.options import positive
+
+RESULTS = Path(__file__).parent / "results"
+# By preset: steps, windows in a batch, tokens of context, parts of a batch. Those of
+# 124m are Scion's and Gluon's: 512 windows of 1024 tokens, 5100 steps.
+SIZES = {
+    "nano": (100, 8, 32, 1),
+    "tiny": (1000, 16, 64, 1),
+    "small": (2000, 32, 256, 1),
+    "124m": (5100, 512, 1024, 16),
+}
+SCHEDULES = {"124m": 1450 / 5100}  # the share of Scion's warm-down; else WARM_DOWN
+WARM_DOWN = 0.5
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line; unknown names end the program with the known ones."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.nanogpt",
+        description="Trains a GPT with one optimizer.",
+    )
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="muon")
+    parser.add_argument("--lr", type=rate, help="peak learning rate")
+    parser.add_argument("--checkpoint", type=Path, help="folder to go on from")
+    parser.add_argument(
+        "--stop-at", type=positive, help="end at the first evaluation from this step on"
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="over several hosts, by jax.distributed",
+    )
+    parser.add_argument("--sample", type=int, default=300, help="tokens of text at end")
+    parser.add_argument("--prompt", default="\n", help="what that text starts with")
+    add_common(parser)
+    parser.add_argument(
+        "--seed",
+        dest="seeds",
+        type=lambda text: [int(text)],
+        default=[0],
+        help="of weights, batches, and the layers that move",
+    )
+    options = parser.parse_args(arguments)
+    fill_in(options)
+    return options
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds what `nanogpt` and `lm_sweep` have in common."""
+    parser.add_argument("--data", choices=text.DATASETS, default="shakespeare")
+    parser.add_argument(
+        "--tokens", choices=text.TOKENIZERS, help="default: char for shakespeare"
+    )
+    parser.add_argument("--preset", choices=list(nanogpt.PRESETS), default="tiny")
+    parser.add_argument(
+        "--scan", action="store_true", help="scan over the blocks instead of unrolling"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    by_preset = "default: by preset"
+    parser.add_argument("--steps", type=positive, help=by_preset)
+    parser.add_argument("--batch", type=positive, help=f"windows; {by_preset}")
+    parser.add_argument("--length", type=positive, help=f"of context; {by_preset}")
+    parser.add_argument("--accumulation", type=positive, help=f"parts; {by_preset}")
+    parser.add_argument(
+        "--warm-down", type=share, help="share of the steps over which the rate falls"
+    )
+    parser.add_argument("--radius", type=rate, default=nanogpt.HIDDEN_RADIUS)
+    parser.add_argument("--sign-radius", type=rate, default=nanogpt.SIGN_RADIUS)
+    parser.add_argument("--evaluations", type=positive, default=20)
+    parser.add_argument("--validation-windows", type=positive, default=64)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+
+
+def fill_in(options: argparse.Namespace) -> None:
+    """Gives what was left out the preset's value."""
+    names = ("steps", "batch", "length", "accumulation")
+    for name, value in zip(names, SIZES[options.preset], strict=True):
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.warm_down is None:
+        options.warm_down = SCHEDULES.get(options.preset, WARM_DOWN)
+    options.tokens = options.tokens or (
+        "char" if options.data == "shakespeare" else "gpt2"
+    )
+
+
+def rate(text: str) -> float:
+    """Reads a positive number."""
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """Reads a number in [0, 1]."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1], got {text!r}")
+    return value

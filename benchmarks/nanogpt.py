@@ -1,0 +1,178 @@
+"""A GPT trained by Muon, Scion, Gluon, Drop-Muon, Optax's Muon or AdamW.
+
+Claim: what the README beside this file says of the runs of `lm_sweep`; this script
+makes one run.
+
+Command: python -m benchmarks.nanogpt [--optimizer muon] [--data shakespeare]
+    [--preset tiny|small|124m]
+Device: any; over all devices, and with --distributed over all hosts. On CPUs with two
+cores `tiny` takes about two minutes.
+Expected: `tiny` with Muon on Shakespeare's characters ends below 1.7 nats per character
+on the last tenth, which it has not seen.
+
+Ctrl-C ends a run. With --checkpoint it goes on, by the same command, from the last
+evaluation, to the bits that an uninterrupted run ends with.
+"""
+
+import argparse
+import dataclasses
+import sys
+from contextlib import closing, nullcontext
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from benchmarks import lm_report, lm_train, record, text
+from benchmarks.lm_checkpoints import Store
+from benchmarks.lm_methods import OPTIMIZERS, Model
+from benchmarks.lm_options import parse
+from benchmarks.models import nanogpt, nanogpt_scan
+
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
+PADDING = 64  # a vocabulary of tokens is padded to a multiple: 50257 to 50304
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    options = parse(arguments)
+    if options.distributed:
+        jax.distributed.initialize()
+    task = build_task(options)
+    rate = options.lr or OPTIMIZERS[options.optimizer].learning_rate
+    plan = plan_of(options, rate, options.seeds[0])
+    origin = record.provenance(seed=options.seeds[0])
+    method = OPTIMIZERS[options.optimizer].build(task.model)
+    with open_store(options, plan) as store:
+        run = lm_train.Run(task, options.optimizer, method, plan, store)
+        if run.num_restored:
+            tell(f"going on from step {run.step}")
+        try:
+            advance(run, options.stop_at)
+        except KeyboardInterrupt:
+            tell("\ninterrupted; --checkpoint has all up to the last evaluation")
+            return INTERRUPTED
+    sampled = lm_report.sample(
+        task.model.apply,
+        run.evaluated,
+        task.corpus,
+        prompt=options.prompt,
+        num_tokens=options.sample,
+        length=plan.length,
+        seed=options.seeds[0],
+    )
+    if jax.process_index() == 0:
+        finish(options, run, origin, sampled)
+    return 0
+
+
+def build_task(options: argparse.Namespace) -> lm_train.Task:
+    """Loads the text, and builds the network for it."""
+    corpus = text.load(options.data, options.tokens)
+    config = dataclasses.replace(
+        nanogpt.PRESETS[options.preset], vocab_size=padded_vocabulary(corpus)
+    )
+    scanned, dtype = options.scan, jnp.dtype(options.dtype)
+    source = nanogpt_scan if scanned else nanogpt
+    build = cache(lambda seed: source.build(config, seed=seed, dtype=dtype))
+    apply, _ = build(options.seeds[0])
+    model = Model(config, apply, scanned, options.radius, options.sign_radius)
+    mesh = lm_train.all_devices()
+    return lm_train.Task(model, corpus, mesh, draw=lambda seed: build(seed)[1])
+
+
+def padded_vocabulary(corpus: text.Corpus) -> int:
+    """The rows of the embedding: characters as they are, tokens padded."""
+    if corpus.tokenizer == "char":
+        return corpus.vocab_size
+    return -(-corpus.vocab_size // PADDING) * PADDING
+
+
+def plan_of(
+    options: argparse.Namespace, learning_rate: float, seed: int
+) -> lm_train.Plan:
+    """How long to train, as the command line says."""
+    return lm_train.Plan(
+        num_steps=options.steps,
+        batch_size=options.batch,
+        length=options.length,
+        learning_rate=learning_rate,
+        num_accumulation=options.accumulation,
+        warm_down=options.warm_down,
+        seed=seed,
+        num_evaluations=options.evaluations,
+        num_validation=options.validation_windows,
+    )
+
+
+def open_store(options: argparse.Namespace, plan: lm_train.Plan) -> Any:
+    """The run's checkpoints, to be closed; None where there are to be none."""
+    if options.checkpoint is None:
+        return nullcontext()
+    return closing(
+        Store(options.checkpoint, settings(options, options.optimizer, plan))
+    )
+
+
+def settings(
+    options: argparse.Namespace, optimizer: str, plan: lm_train.Plan
+) -> dict[str, Any]:
+    """All that the numbers of a run depend on, beside code and device."""
+    names = ("data", "tokens", "preset", "scan", "dtype", "radius", "sign_radius")
+    chosen = {name: getattr(options, name) for name in names}
+    return {"optimizer": optimizer, **chosen, **plan._asdict()}
+
+
+def advance(run: lm_train.Run, stop_at: int | None) -> None:
+    """Trains under a progress bar, to the end or the first evaluation after a step."""
+    plan = run.plan
+    per_step = plan.batch_size * plan.length
+    with tqdm(
+        total=plan.num_steps * per_step,
+        initial=run.step * per_step,
+        unit=" tokens",
+        unit_scale=True,
+        desc=run.name,
+        disable=jax.process_index() > 0,
+    ) as bar:
+        for point in run.advance(bar):
+            seen = f"validation loss {lm_report.loss(point.validation_loss)}"
+            bar.set_postfix_str(f"{seen}{lm_report.speed(run)}")
+            if stop_at is not None and point.step >= stop_at:
+                return
+
+
+def finish(
+    options: argparse.Namespace,
+    run: lm_train.Run,
+    origin: dict[str, Any],
+    sampled: str,
+) -> None:
+    """Appends the run's line, and shows table, picture and text."""
+    entry = {
+        "benchmark": "nanogpt",
+        **settings(options, run.name, run.plan),
+        **lm_train.measurements(run),
+        **origin,
+    }
+    lines = options.output / "nanogpt.jsonl"
+    record.append(lines, entry)
+    name = f"nanogpt_{options.data}_{options.preset}_{options.optimizer}"
+    picture = options.output / f"{name}_seed{options.seeds[0]}.png"
+    title = f"{options.data}, {options.preset}, seed {options.seeds[0]}"
+    lm_report.plot(picture, [entry], title)
+    print(f"\n{title}\n\n{lm_report.table([entry])}\n")
+    print(f"{'-' * 88}\n{sampled}\n{'-' * 88}\n")
+    print(f"lines: {lines}\npicture: {picture}")
+
+
+def tell(message: str) -> None:
+    """Prints on one host only."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
