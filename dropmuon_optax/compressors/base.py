@@ -3,8 +3,8 @@
 C belongs to the class B(α) where E‖C(x) − x‖² ≤ (1 − α)‖x‖² for every x, in a norm that
 the compressor names; error feedback needs nothing else. A compressor sees one matrix
 (m, n), and stacks come by `jax.vmap`. To add one, write `_compress`, `_decompress` and
-`alpha` for float32 matrices; dtypes, non-finite values, sizes and their checks are dealt
-with here, once, for all of them.
+`alpha` for float32 matrices; dtypes, non-finite values, sizes and their checks are
+dealt with here, once, for all of them.
 """
 
 import abc
@@ -110,7 +110,8 @@ class Compressor(Noun, abc.ABC):
             random compressor has no key.
         """
         checks.is_matrix("x", x)
-        return self.compress_with(x, self.init(x.shape), key=key)[0]
+        m, n = x.shape
+        return self.compress_with(x, self.init((m, n)), key=key)[0]
 
     def compress_with(
         self,
@@ -240,10 +241,10 @@ def num_kept(name: str, fraction: float, size: int, what: str) -> int:
     Raises:
       ValueError: if it rounds to nothing.
 
-    >>> num_kept("fraction", 0.1, 4, "columns")
+    >>> num_kept("fraction", 0.1, 4, "rows")
     Traceback (most recent call last):
     ...
-    ValueError: `fraction` must keep at least one of 4 columns, got 0.1, which rounds to 0
+    ValueError: `fraction` must keep at least one of 4 rows, got 0.1, which rounds to 0
     """
     kept = round(fraction * size)
     if kept < 1:

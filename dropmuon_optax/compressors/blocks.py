@@ -1,13 +1,14 @@
 """How a matrix is cut into blocks of entries that lie far apart."""
 
+import dataclasses
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Integer
 
 
-class Blocks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Blocks:
     """A cut of a matrix's entries into `count` blocks of `length` entries each.
 
     Entry i of the flattened matrix is in block i mod count, and `count` has no factor
@@ -54,7 +55,7 @@ class Blocks(NamedTuple):
         index: Integer[Array, "k count"],
         shape: tuple[int, int],
     ) -> Float32[Array, "m n"]:
-        """The matrix that has `values` at `index` of each block, and zeros elsewhere."""
+        """The matrix with `values` at `index` of each block, and zeros elsewhere."""
         flat = jnp.zeros(self.length * self.count, values.dtype)
         flat = flat.at[self._positions(index)].set(
             values, unique_indices=True, mode="promise_in_bounds"

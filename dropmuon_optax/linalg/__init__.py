@@ -1,4 +1,4 @@
-"""Linear algebra by matrix products: polynomials that find the polar factor."""
+"""Linear algebra by matrix products: the polar factor, and the range."""
 
 from dropmuon_optax.linalg.coefficients import CANS as CANS
 from dropmuon_optax.linalg.coefficients import DEEPSEEK_V4 as DEEPSEEK_V4
@@ -15,6 +15,8 @@ from dropmuon_optax.linalg.orthogonalize import (
 )
 from dropmuon_optax.linalg.orthogonalize import newton_schulz as newton_schulz
 from dropmuon_optax.linalg.orthogonalize import polar_factor as polar_factor
+from dropmuon_optax.linalg.power_iteration import least_squares as least_squares
+from dropmuon_optax.linalg.power_iteration import power_iteration as power_iteration
 from dropmuon_optax.linalg.scaling import l2_direction as l2_direction
 from dropmuon_optax.linalg.scaling import l2_norm as l2_norm
 from dropmuon_optax.linalg.scaling import unit_scale as unit_scale
