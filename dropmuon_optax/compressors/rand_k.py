@@ -62,7 +62,10 @@ class RandK(Compressor):
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
         checks.positive_int("block", self.block)
-        checks.in_range("block", self.block, 1, MAX_BLOCK)
+        if self.block > MAX_BLOCK:
+            raise ValueError(
+                f"`block` must be at most {MAX_BLOCK}, got {self.block!r}"
+            )
 
     def alpha(self, shape):
         """The share k/b of a block that is kept."""
