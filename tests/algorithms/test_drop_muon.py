@@ -10,6 +10,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import dropmuon_optax as dm
 from dropmuon_optax import counters
@@ -391,6 +393,29 @@ def test_frozen_rows_of_a_stacked_leaf_stay_and_do_not_reach_the_oracle():
         assert not np.asarray(x)[[0, 2]].any()
         assert np.asarray(x)[1].all()
     assert updates["head"].all()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_part_of_a_stacked_leaf_moves_on_a_mesh(kind):
+    layers = dm.layers_by_path(order=["embed", "blocks", "head"], stacked="blocks")
+    tx = dm.drop_muon(0.1, layers, dm.samplings.Nice(3), key=KEY)
+    step = jax.jit(
+        lambda g, params: tx.update(
+            g, tx.init(params), params, active=(False, True, False, True, True)
+        )[0]
+    )
+    expected = step(stack_tree(1), stack_tree(0))
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
+    specs = {"embed": P(None, "x"), "head": P("x")}
+    specs["blocks"] = {"bias": P(None, "x"), "kernel": P(None, "x")}
+    where = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda spec: isinstance(spec, P),
+    )
+    found = step(*jax.device_put((stack_tree(1), stack_tree(0)), (where, where)))
+    assert_close(found, expected, rtol=1e-4)
+    assert not np.asarray(found["blocks"]["kernel"])[1].any()
 
 
 def test_a_truncated_loop_is_the_plain_one_with_a_program_for_each_cutoff():
