@@ -5,7 +5,7 @@ and seed. Drop-Muon has one for each set of layers that moves.
 """
 
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -116,25 +116,25 @@ def dropping(model: Model) -> Method:
     """Drop-Muon: uniform progressive sampling, backpropagation cut where it may be."""
     sampling = dm.samplings.Progressive()
     num_layers = len(nanogpt.layer_order(model.config))
-    keys: dict[int, jax.Array] = {}
+    key_of = cache(jax.random.key)  # the same object, so that it is fetched once
+    any_key = key_of(0)  # drawn here: not inside the trace of a step
 
-    def key_of(seed: int) -> jax.Array:
-        return keys.setdefault(seed, jax.random.key(seed))
-
-    def transformation(rate: Any, seed: int):
-        return dm.drop_muon(rate, model.layers, sampling, key=key_of(seed))
+    def transformation(rate: Any, key: jax.Array):
+        return dm.drop_muon(rate, model.layers, sampling, key=key)
 
     @partial(jax.jit, static_argnames="active", donate_argnums=(0, 1))
     def step(params: Any, state: Any, rate: Rate, tokens: Tokens, *, active: Any):
         loss_fn = partial(build_loss(model), active=active)
         gradient = partial(dm.value_and_grad(loss_fn, model.layers), active=active)
         loss, grads = accumulate(gradient, params, tokens)
-        tx = transformation(lambda count: rate, 0)  # the state has the run's own key
+        tx = transformation(lambda count: rate, any_key)  # the state has the run's
         updates, state = tx.update(grads, state, params, active=active)
         return optax.apply_updates(params, updates), state, loss
 
     return Method(
-        init=lambda params, seed: transformation(lambda count: 0.0, seed).init(params),
+        init=lambda params, seed: transformation(lambda count: 0.0, key_of(seed)).init(
+            params
+        ),
         step=step,
         active_at=lambda seed, step: dm.active_layers(
             sampling, num_layers, key_of(seed), step

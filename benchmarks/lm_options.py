@@ -13,6 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 # 124m are Scion's and Gluon's: 512 windows of 1024 tokens, 5100 steps.
 SIZES = {
     "nano": (100, 8, 32, 1),
+    "micro": (400, 8, 64, 1),
     "tiny": (1000, 16, 64, 1),
     "small": (2000, 32, 256, 1),
     "124m": (5100, 512, 1024, 16),

@@ -45,6 +45,7 @@ class Config:
 
 PRESETS = {
     "nano": Config(num_layers=2, num_heads=2, width=16, vocab_size=32, tied=False),
+    "micro": Config(num_layers=4, num_heads=4, width=64, vocab_size=65, tied=False),
     "tiny": Config(num_layers=4, num_heads=4, width=128, vocab_size=65, tied=False),
     "small": Config(num_layers=6, num_heads=4, width=256, vocab_size=1024, tied=False),
     "124m": Config(num_layers=12, num_heads=6, width=768, vocab_size=50304, tied=True),
