@@ -7,11 +7,18 @@
 >>> state = tx.init(params)
 """
 
+from dropmuon_optax import compressors as compressors
 from dropmuon_optax import linalg as linalg
 from dropmuon_optax import norms as norms
 from dropmuon_optax import samplings as samplings
 from dropmuon_optax.algorithms.drop_muon import drop_layers as drop_layers
 from dropmuon_optax.algorithms.drop_muon import drop_muon as drop_muon
+from dropmuon_optax.algorithms.ef21 import ef21 as ef21
+from dropmuon_optax.algorithms.ef21_muon import ef21_muon as ef21_muon
+from dropmuon_optax.algorithms.ef21_muon import (
+    ef21_muon_eval_params as ef21_muon_eval_params,
+)
+from dropmuon_optax.algorithms.ef21_muon import ef21_muon_horizon as ef21_muon_horizon
 from dropmuon_optax.algorithms.gluon import gluon as gluon
 from dropmuon_optax.algorithms.gluon import (
     gluon_learning_rate_schedule as gluon_learning_rate_schedule,
@@ -47,5 +54,9 @@ from dropmuon_optax.theory.smoothness import SmoothnessPoints as SmoothnessPoint
 from dropmuon_optax.theory.smoothness import measure_smoothness as measure_smoothness
 from dropmuon_optax.theory.smoothness import track_smoothness as track_smoothness
 from dropmuon_optax.views import View as View
+from dropmuon_optax.wire import count_wire_bytes as count_wire_bytes
+from dropmuon_optax.wire import local_params as local_params
+from dropmuon_optax.wire import worker_map as worker_map
+from dropmuon_optax.wire import worker_shardings as worker_shardings
 
 __version__ = "0.1.0"

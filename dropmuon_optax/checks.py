@@ -74,6 +74,19 @@ def positive_int(name: str, value: Any) -> None:
         )
 
 
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Refuses what is none of the words allowed.
+
+    >>> one_of("topology", "ring", ("owner", "gather"))
+    Traceback (most recent call last):
+    ...
+    ValueError: `topology` must be 'owner' or 'gather', got 'ring'
+    """
+    if value not in allowed:
+        words = " or ".join(map(repr, allowed))
+        raise ValueError(f"`{name}` must be {words}, got {value!r}")
+
+
 def is_function(name: str, value: Any) -> Callable[..., Any]:
     """Refuses what can't be called, and returns the rest unchanged."""
     if not callable(value):

@@ -21,6 +21,10 @@ Part = tuple[bool, ...]  # of a leaf: whether each of its layers moves; mostly j
 Owners = dict[Any, Part]  # what moves of a state's leaf, by its path
 
 
+class TakesActive(optax.GradientTransformationExtraArgs):
+    """A transformation whose `update` takes `active` and sees to it by itself."""
+
+
 class Placement(NamedTuple):
     """Which layers the leaves of a tree belong to."""
 

@@ -31,6 +31,7 @@ from dropmuon_optax.parts import (
     Owners,
     Part,
     Placement,
+    TakesActive,
     cast,
     check_active,
     narrow,
@@ -197,7 +198,10 @@ def drop_layers(
         b = placed.num_layers
         sampling.check(b)
         call = _Call(inner, updates, state.inner, params, extra)
-        if active is None:
+        if isinstance(inner, TakesActive):
+            active = check_active(active, b, empty=sampling.can_be_empty(b))
+            new = call._replace(extra={**extra, "active": active}).run()
+        elif active is None:
             # 1. sample Sᵏ ~ 𝒟
             of_step = jax.random.fold_in(threefry_key(state.key), state.count)
             drawn = sampling.sample(b, state.count, key=of_step)

@@ -15,4 +15,5 @@ from dropmuon_optax.norms.rms import RMS as RMS
 from dropmuon_optax.norms.row import Row as Row
 from dropmuon_optax.norms.scaled import Monomial as Monomial
 from dropmuon_optax.norms.scaled import Scaled as Scaled
+from dropmuon_optax.norms.scaled import unscaled as unscaled
 from dropmuon_optax.norms.spectral import Spectral as Spectral

@@ -24,9 +24,14 @@ class Norm(Noun, abc.ABC):
     Attributes:
       mixes: whether the oracle multiplies matrices, so that a sharded one has to be
         gathered first. The others need sums and maxima only, which shard as they are.
+      symmetric: whether ‖xᵀ‖ = ‖x‖, so that lmo(gᵀ) = lmo(g)ᵀ.
+      separable: the axes along which the oracle of a block is the block of the oracle:
+        0 if blocks of rows may be moved apart from each other, 1 if columns may.
     """
 
     mixes: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = False
+    separable: ClassVar[tuple[int, ...]] = ()
 
     @abc.abstractmethod
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:

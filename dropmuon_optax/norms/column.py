@@ -1,7 +1,7 @@
 """The column norm: every output unit's weights are one vector."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,6 +23,8 @@ class Column(Norm):
       Array([[-3., -0.],
              [-4.,  5.]], dtype=float32)
     """
+
+    separable: ClassVar[tuple[int, ...]] = (1,)
 
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         return jnp.max(l2_norm(x, axis=0))

@@ -1,7 +1,7 @@
 """The Frobenius norm, whose oracle is normalized gradient descent."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Array, Float
 
@@ -21,6 +21,8 @@ class Frobenius(Norm):
       >>> Frobenius().lmo(jnp.array([[3.0, -4.0]]), radius=5.0)
       Array([[-3.,  4.]], dtype=float32)
     """
+
+    symmetric: ClassVar[bool] = True
 
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         return l2_norm(x)

@@ -1,7 +1,7 @@
 """The largest entry, whose oracle is sign descent."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,6 +20,9 @@ class MaxEntry(Norm):
       >>> MaxEntry().lmo(jnp.array([[1e-9, 0.0, -7.0]]), radius=0.5)
       Array([[-0.5, -0. ,  0.5]], dtype=float32)
     """
+
+    symmetric: ClassVar[bool] = True
+    separable: ClassVar[tuple[int, ...]] = (0, 1)
 
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         return jnp.max(jnp.abs(x))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Array, Float
 
@@ -26,6 +26,8 @@ class RMS(Norm):
     References:
       Pethick et al., Scion, arXiv:2502.07529 (the bias norm).
     """
+
+    symmetric: ClassVar[bool] = True
 
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         return l2_norm(x) / math.sqrt(x.size)

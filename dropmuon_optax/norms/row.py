@@ -1,7 +1,7 @@
 """The row norm: every input unit's weights are one vector."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -24,6 +24,8 @@ class Row(Norm):
       Array([[-3., -4.],
              [-0.,  5.]], dtype=float32)
     """
+
+    separable: ClassVar[tuple[int, ...]] = (0,)
 
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         return jnp.max(l2_norm(x, axis=1))

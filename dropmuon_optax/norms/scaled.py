@@ -61,6 +61,20 @@ class Scaled(Norm):
         return self.inner._maximizer(g) / self._factor(g)
 
 
+def unscaled(norm: Norm, shape: tuple[int, int]) -> tuple[Norm, float]:
+    """The norm and the factor c that make up c‖·‖ on matrices of this shape.
+
+    >>> from dropmuon_optax.norms.max_entry import MaxEntry
+    >>> unscaled(Scaled(Scaled(MaxEntry(), 2.0), Monomial(fan_in=1.0)), (4, 3))
+    (MaxEntry(), 8.0)
+    """
+    factor = 1.0
+    while isinstance(norm, Scaled):
+        factor *= norm.factor(*shape) if callable(norm.factor) else norm.factor
+        norm = norm.inner
+    return norm, factor
+
+
 @final
 @dataclasses.dataclass(frozen=True, repr=False)
 class Monomial(Noun):

@@ -59,6 +59,11 @@ class Spectral(Norm):
 
     mixes: ClassVar[bool] = True
 
+    @property
+    def symmetric(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the oracle takes a transpose to the transpose: ours does."""
+        return self.orthogonalize is None
+
     def __post_init__(self) -> None:
         if not isinstance(self.coefficients, Coefficients):
             raise ValueError(

@@ -1,0 +1,299 @@
+"""EF21: compressed messages with error feedback, around any direction.
+
+    EF21-Muon (arXiv:2510.00643).  Input: X⁰ = W⁰, M_j⁻¹ = G_j⁻¹ = G⁻¹ = 0, momentum β,
+    radii tᵏ, compressors 𝒞_j of the workers and 𝒞 of the server
+      for k = 0, 1, 2, …
+        worker j = 1, …, n:
+          1. M_jᵏ = (1 − β) M_jᵏ⁻¹ + β ∇f_j(Wᵏ; ξ_jᵏ)
+          2. R_jᵏ = 𝒞_j(M_jᵏ − G_jᵏ⁻¹);  G_jᵏ = G_jᵏ⁻¹ + R_jᵏ;  send R_jᵏ
+        server:
+          3. Gᵏ   = Gᵏ⁻¹ + (1/n) Σ_j R_jᵏ
+          4. Xᵏ⁺¹ = LMO over B(Xᵏ, tᵏ) of Gᵏ
+          5. Sᵏ   = 𝒞(Xᵏ⁺¹ − Wᵏ);  broadcast Sᵏ
+        all:
+          6. Wᵏ⁺¹ = Wᵏ + Sᵏ
+
+The paper's box goes step, broadcast, gradient, message; it is rotated here to begin at
+the gradient, as Optax calls it. Lines hold for every layer, whose index is left out.
+The paper's β weighs the new gradient and is 1 − `momentum`; the loop's parameters are
+W, its updates S, and line 6 is `optax.apply_updates`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from dropmuon_optax import checks, ef21_state, messages, stacks
+from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.compressors.rules import Rules, check_rules
+from dropmuon_optax.ef21_state import EF21State, Server
+from dropmuon_optax.layers import LayersFn
+from dropmuon_optax.ownership import Ownership, own
+from dropmuon_optax.parts import TakesActive, check_active, narrow, place, widen
+from dropmuon_optax.samplings.draws import threefry_key
+from dropmuon_optax.stacks import Selection, Stacks, collect, scatter, select
+from dropmuon_optax.wire import Axis, inward
+
+
+def ef21(
+    inner: optax.GradientTransformation,
+    layers: LayersFn,
+    worker_compressor: Compressor | Rules,
+    server_compressor: Compressor | Rules | None = None,
+    momentum: optax.ScalarOrSchedule = 0.9,
+    *,
+    axis_name: str = "data",
+    num_workers: int,
+    topology: str = "owner",
+    local_axis_name: str | None = None,
+    initial: str = "zeros",
+    momentum_dtype: DTypeLike | None = None,
+    num_layers: int | None = None,
+    key: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """EF21 around any direction: the box above with `inner` as its line 4.
+
+    Args:
+      inner: the step from G to Xᵏ⁺¹ − Xᵏ: oracle, weight decay and learning rate. Its
+        updates and parameters are dictionaries of stacks of matrices (t, p, q), so it
+        must treat matrices or entries one by one; its `update` is given `oracle`, a
+        function from such updates to −LMO of each. Nothing may follow it in a chain.
+      layers: a function from the parameters to a tree of `Layer`s.
+      worker_compressor: as in `ef21_muon`, like all that follows.
+      server_compressor: likewise.
+      momentum: likewise.
+      axis_name: likewise.
+      num_workers: likewise.
+      topology: likewise.
+      local_axis_name: likewise.
+      initial: likewise.
+      momentum_dtype: likewise.
+      num_layers: likewise.
+      key: likewise.
+
+    Returns:
+      A transformation whose updates are S.
+
+    Raises:
+      ValueError: as `ef21_muon` does; from `update` with `active`, if `inner` keeps
+        matrices in its state.
+
+    Examples:
+      >>> from dropmuon_optax.compressors import Natural
+      >>> from dropmuon_optax.layers import layers_by_path
+      >>> layers = layers_by_path(None)
+      >>> tx = ef21(
+      ...     optax.sgd(1.0), layers, Natural(), num_workers=1, momentum=0.0,
+      ...     key=jax.random.key(0),
+      ... )
+      >>> params = {"kernel": jnp.full((8, 8), 3.0)}
+      >>> tx.update(params, tx.init(params), params)[0]["kernel"][0, :2]
+      Array([-4., -4.], dtype=float32)
+
+    References:
+      arXiv:2510.00643, Algorithms 2 and 3.
+    """
+    checks.in_range("momentum", momentum, 0.0, 1.0, open_high=True)
+    checks.one_of("topology", topology, ("owner", "gather"))
+    checks.one_of("initial", initial, ("zeros", "gradient"))
+    if topology == "gather" and server_compressor is not None and num_workers > 1:
+        raise ValueError(
+            "`server_compressor` must be None where every worker is the server "
+            f"(topology='gather'), got {server_compressor!r}"
+        )
+    check_rules("worker_compressor", worker_compressor)
+    check_rules("server_compressor", server_compressor)
+    box = _Box(
+        inner=optax.with_extra_args_support(inner),
+        layers=layers,
+        compressors=(worker_compressor, server_compressor),
+        momentum=momentum,
+        axis=Axis(axis_name, num_workers, local_axis_name),
+        shared=topology == "gather" or num_workers == 1,
+        from_gradient=initial == "gradient",
+        dtype=checks.float_dtype("momentum_dtype", momentum_dtype),
+        num_layers=num_layers,
+        key=jax.random.key_data(threefry_key(key)),
+    )
+    return TakesActive(functools.partial(_init, box), functools.partial(_update, box))
+
+
+class _Box(NamedTuple):
+    """What the box is run with."""
+
+    inner: optax.GradientTransformationExtraArgs
+    layers: LayersFn
+    compressors: tuple[Any, Any]
+    momentum: optax.ScalarOrSchedule
+    axis: Axis
+    shared: bool
+    from_gradient: bool
+    dtype: Any
+    num_layers: int | None
+    key: Any
+
+    @property
+    def keeps_momentum(self) -> bool:
+        return not (checks.is_concrete(self.momentum) and self.momentum == 0)
+
+    def ownership(self, params: Any) -> Ownership:
+        owners = 1 if self.shared else self.axis.size
+        return own(self.layers, params, owners, self.axis.size, *self.compressors)
+
+    def select(self, params: Any, active: Any) -> Selection:
+        """What moves, of all that there is."""
+        ownership = self.ownership(params)
+        if active is None:
+            return select(ownership)
+        placed = place(self.layers, params, self.num_layers)
+        active = check_active(active, placed.num_layers, empty=True)
+        return select(ownership, placed.parts(active))
+
+
+def _init(box: _Box, params: Any) -> EF21State:
+    return ef21_state.first(
+        params,
+        select(box.ownership(params)),
+        num_workers=box.axis.size,
+        inner=box.inner,
+        key=box.key,
+        shared=box.shared,
+        keeps_momentum=box.keeps_momentum,
+        keeps_x=box.compressors[1] is not None,
+        dtype=box.dtype,
+    )
+
+
+class _Turn(NamedTuple):
+    """One step: what moves, who is asked, and this step's key."""
+
+    box: _Box
+    moving: Selection
+    worker: Any  # j, this worker
+    owner: Any  # whose matrices this worker steps, as the server
+    key: Any
+
+
+def _update(
+    box: _Box,
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    *,
+    active: Any = None,
+    **extra: Any,
+) -> tuple[Any, EF21State]:
+    box.axis.check()
+    if params is None:
+        raise ValueError("`params` must be given to `update`: the weights W, got None")
+    state, outward = inward(state, state.G_j, updates)
+    moving = box.select(params, active)
+    ef21_state.check(state.server, moving, box.inner)
+    key = jax.random.fold_in(threefry_key(state.key), state.count)
+    worker = box.axis.index()
+    turn = _Turn(box, moving, worker, 0 if box.shared else worker, key)
+    S = jax.tree.map(jnp.zeros_like, params)
+    if moving.tables:
+        state, received = _worker_lines(turn, state, updates)
+        moved, server = _server_lines(turn, state.server, received, params, extra)
+        S = widen(S, moved, turn.moving.parts)
+        state = state._replace(server=server)
+    return S, outward(state._replace(count=optax.safe_increment(state.count)))
+
+
+def _worker_lines(turn: _Turn, state: EF21State, updates: Any) -> tuple[EF21State, Any]:
+    """Lines 1 and 2: a worker's next state, and what it receives from all."""
+    box, moving, parts = turn.box, turn.moving, turn.moving.parts
+
+    # 1. M_j = (1 − β) M_j + β ∇f_j(W; ξ_j)
+    g = narrow(box.axis.mean_within(updates), parts)
+    M_j = _average(box, state, g, parts)
+
+    # 2. R_j = 𝒞_j(M_j − G_j);  G_j = G_j + R_j;  send R_j
+    G_j = narrow(state.G_j, parts)
+    delta = jax.tree.map(lambda m, e: m.astype(e.dtype) - e, M_j, G_j)
+    members = {s: jnp.asarray(moving.members(s).reshape(-1)) for s in moving.tables}
+    coded, memory = messages.write(
+        moving.workers,
+        {s: x.reshape(-1, *x.shape[2:]) for s, x in collect(moving, delta).items()},
+        state.memory,
+        jax.random.fold_in(turn.key, turn.worker),
+        members,
+        members,
+    )
+    R_j = messages.read(moving.workers, coded, moving.shapes)
+    G_j = jax.tree.map(jnp.add, G_j, scatter(moving, R_j, G_j))
+    message = messages.join(coded, moving.ownership.num_owners)
+    axis = box.axis
+    received = axis.gather(message[0]) if box.shared else axis.exchange(message)
+
+    momentum = state.momentum
+    if box.keeps_momentum:
+        momentum = widen(momentum, M_j, parts)
+    G_j = widen(state.G_j, G_j, parts)
+    return state._replace(momentum=momentum, G_j=G_j, memory=memory), received
+
+
+def _server_lines(
+    turn: _Turn, server: Server, received: Any, params: Any, extra: dict[str, Any]
+) -> tuple[Any, Server]:
+    """Lines 3 to 5: S of what moves, and the server's next state."""
+    moving, owner = turn.moving, turn.owner
+
+    # 3. G = G + (1/n) Σ_j R_j
+    G, X = ef21_state.read(server, moving, owner)
+    mean = messages.read_mean(moving.workers, received, moving.shapes, moving.counts)
+    G = jax.tree.map(jnp.add, G, mean)
+
+    # 4. X = LMO over B(X, t) of G
+    W = ef21_state.own_rows(moving, params, owner)
+    oracle = functools.partial(stacks.oracle, moving, owner)
+    step, inner = turn.box.inner.update(
+        G, server.inner, W if X is None else X, oracle=oracle, **extra
+    )
+
+    # 5. S = 𝒞(X − W);  broadcast S
+    if X is not None:
+        X = jax.tree.map(jnp.add, X, step)
+        step = jax.tree.map(jnp.subtract, X, W)
+    S, memory = _broadcast(turn, step, server.memory)
+    server = ef21_state.write(server, moving, owner, G, X)
+    like = narrow(params, turn.moving.parts)
+    return scatter(moving, S, like), server._replace(inner=inner, memory=memory)
+
+
+def _average(box: _Box, state: EF21State, g: Any, parts: Any) -> Any:
+    """Line 1 of what moves: M_j in its own dtype, averaged in float32."""
+    if not box.keeps_momentum:
+        return g
+    old_weight = box.momentum(state.count) if callable(box.momentum) else box.momentum
+    if box.from_gradient:
+        old_weight = jnp.where(state.count == 0, 0.0, old_weight)
+    a = jnp.asarray(old_weight, jnp.float32)
+
+    def lerp(m: Any, new: Any) -> Any:
+        wide = a * m.astype(a.dtype) + (1 - a) * new.astype(a.dtype)
+        return wide.astype(m.dtype)
+
+    return jax.tree.map(lerp, narrow(state.momentum, parts), g)
+
+
+def _broadcast(turn: _Turn, step: Any, memory: Any) -> tuple[Stacks, Any]:
+    """Line 5: what arrives of the owners' steps, (n·t, p, q), and 𝒞's memory."""
+    box, moving, owner = turn.box, turn.moving, turn.owner
+    coded, memory = messages.write(
+        moving.servers,
+        step,
+        memory,
+        jax.random.fold_in(turn.key, box.axis.size),
+        {s: jnp.asarray(moving.members(s))[owner] for s in moving.tables},
+        {s: jnp.asarray(moving.places(s))[owner] for s in moving.tables},
+    )
+    if not box.shared:
+        everyone = box.axis.gather(messages.join(coded, 1)[0])
+        coded = messages.split(moving.servers, everyone, moving.shapes, moving.counts)
+    return messages.read(moving.servers, coded, moving.shapes), memory

@@ -1,0 +1,215 @@
+"""The state of EF21: each worker's estimate, and the server's, wherever it lives.
+
+The server's is on all workers alike, or has each matrix on the worker that owns it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dropmuon_optax.leaves import path_of
+from dropmuon_optax.messages import Memory, first_memory
+from dropmuon_optax.ownership import Ownership
+from dropmuon_optax.parts import narrow, widen
+from dropmuon_optax.stacks import Selection, Stacks, collect, put, scatter, select, take
+
+
+class Shared(NamedTuple):
+    """Every worker is the server: the same state everywhere, shaped as the parameters.
+
+    Attributes:
+      G: the mean of the workers' estimates, float32.
+      X: the iterate, float32; None if it is W.
+      inner: state of the inner transformation.
+      memory: of the compressor.
+    """
+
+    G: Any  # pyright: ignore
+    X: Any
+    inner: Any
+    memory: Memory
+
+
+class Owned(NamedTuple):
+    """Every matrix has an owner: the n owners' stacks, (n, t, p, q), see `ownership`.
+
+    Attributes:
+      G: as in `Shared`, for each stack.
+      X: as in `Shared`, for each stack.
+      inner: state of each owner's inner transformation, with a leading axis n.
+      memory: of the compressor, for each stack.
+      ownership: which matrix is where.
+    """
+
+    G: Any  # pyright: ignore
+    X: Any
+    inner: Any
+    memory: Memory
+    ownership: Ownership
+
+    per_worker = ("G", "X", "inner", "memory")
+
+
+Server = Shared | Owned
+
+
+class EF21State(NamedTuple):
+    """State of `ef21`; what is each worker's own has a leading axis n.
+
+    Attributes:
+      count: k, steps taken, int32 of shape ().
+      key: two words, for random compressors.
+      momentum: M_j, as the parameters; None if momentum is 0.
+      G_j: each worker's estimate of its M_j, as the parameters, float32.
+      memory: of the workers' compressors.
+      server: G, X and the inner transformation's state; `Owned` or `Shared`.
+    """
+
+    count: Any  # pyright: ignore
+    key: Any
+    momentum: Any
+    G_j: Any
+    memory: Any
+    server: Any
+
+    per_worker = ("momentum", "G_j", "memory")
+
+
+def first(
+    params: Any,
+    whole: Selection,
+    *,
+    num_workers: int,
+    inner: Any,
+    key: Any,
+    shared: bool,
+    keeps_momentum: bool,
+    keeps_x: bool,
+    dtype: Any,
+) -> EF21State:
+    """The state before the first step: M_j = G_j = G = 0 and X = W."""
+
+    def zeros(dtype: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jnp.zeros(
+                (num_workers, *jnp.shape(x)), dtype or jnp.result_type(x)
+            ),
+            params,
+        )
+
+    counts = {s: len(stack.radii) for s, stack in enumerate(whole.ownership.stacks)}
+    memory = first_memory(whole.workers, whole.shapes, counts)
+    return EF21State(
+        count=jnp.zeros((), jnp.int32),
+        key=jnp.array(key, copy=True),  # whoever donates the state keeps the key
+        momentum=zeros(dtype) if keeps_momentum else None,
+        G_j=zeros(jnp.float32),
+        memory=_repeated(memory, num_workers),
+        server=_first_server(inner, params, whole, shared, keeps_x),
+    )
+
+
+def _first_server(
+    inner: Any, params: Any, whole: Selection, shared: bool, keeps_x: bool
+) -> Server:
+    n = whole.ownership.num_owners
+    stacks = collect(whole, params)
+    memory = first_memory(whole.servers, whole.shapes, whole.counts)
+    if shared:
+        wide = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+        zeros = jax.tree.map(jnp.zeros_like, wide)
+        state = inner.init({s: x[0] for s, x in stacks.items()})
+        return Shared(zeros, wide if keeps_x else None, state, memory)
+    zeros = jax.tree.map(jnp.zeros_like, stacks)
+    state = jax.vmap(inner.init, axis_size=n)(stacks)
+    X = stacks if keeps_x else None
+    return Owned(zeros, X, state, _repeated(memory, n), whole.ownership)
+
+
+def _repeated(memory: Memory, n: int) -> Memory:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), memory)
+
+
+def check(server: Server, selection: Selection, inner: Any) -> None:
+    """Refuses the state of other matrices, and what can't run on some of them alone.
+
+    Raises:
+      ValueError: saying which.
+    """
+    ownership = selection.ownership
+    if isinstance(server, Owned) and server.ownership != ownership:
+        raise ValueError(
+            "`state` must be of these layers, compressors and "
+            f"{ownership.num_owners} workers; it is of other ones, and of "
+            f"{server.ownership.num_owners} workers"
+        )
+    if all(selection.is_whole(s) for s in range(len(ownership.stacks))):
+        return
+    some = {s: jnp.zeros((1, *shape)) for s, shape in selection.shapes.items()}
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(inner.init, some))
+    if shapes != jax.tree.map(jnp.shape, server.inner):
+        raise ValueError(
+            "`inner` must keep no matrices in its state where some layers don't move, "
+            f"got {jax.tree.structure(server.inner)}"
+        )
+
+
+def read(server: Server, selection: Selection, owner: Any) -> tuple[Any, ...]:
+    """G and X of what moves and is this owner's: stacks (t, p, q)."""
+    if isinstance(server, Owned):
+        return tuple(
+            None if x is None else take(selection, x, owner)
+            for x in (server.G, server.X)
+        )
+    return tuple(
+        None if x is None else own_rows(selection, x, owner)
+        for x in (server.G, server.X)
+    )
+
+
+def write(
+    server: Any, selection: Selection, owner: Any, G: Stacks, X: Stacks | None
+) -> Any:
+    """The server's state with new G and X of what moves."""
+
+    def put_back(old: Any, new: Stacks) -> Any:
+        if isinstance(server, Owned):
+            return put(selection, old, new, owner)
+        return _put_tree(selection, old, new)
+
+    kept = None if X is None else put_back(server.X, X)
+    return server._replace(G=put_back(server.G, G), X=kept)
+
+
+def own_rows(selection: Selection, tree: Any, owner: Any) -> Stacks:
+    """What moves of a tree and is this owner's: stacks (t, p, q)."""
+    stacks = collect(selection, narrow(tree, selection.parts))
+    return {s: x[owner] for s, x in stacks.items()}
+
+
+def _put_tree(selection: Selection, tree: Any, moved: Stacks) -> Any:
+    like = narrow(tree, selection.parts)
+    new = scatter(selection, {s: x[None] for s, x in moved.items()}, like)
+    return widen(tree, new, selection.parts)
+
+
+def iterate(server: Server) -> dict[str, Any]:
+    """X by path; nothing where X is W."""
+    if server.X is None:
+        return {}
+    if isinstance(server, Shared):
+        flat, _ = jax.tree_util.tree_flatten_with_path(server.X)
+        return {path_of(keys): leaf for keys, leaf in flat}
+    whole = select(server.ownership)
+    n = server.ownership.num_owners
+    for x in server.X.values():
+        if x.shape[0] != n:
+            raise ValueError(
+                f"`state` must hold all {n} workers' parts, outside of `worker_map`, "
+                f"got those of {x.shape[0]}"
+            )
+    pieces = server.ownership.pieces
+    like = [jnp.zeros((), jnp.float32) for _ in pieces]
+    leaves = scatter(whole, server.X, like)
+    return {piece.path: leaf for piece, leaf in zip(pieces, leaves, strict=True)}

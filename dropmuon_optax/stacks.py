@@ -1,0 +1,186 @@
+"""Trees of leaves as stacks of matrices, laid out by owner; and back.
+
+What moves of a tree is a `Selection`. Its stacks are a dictionary from the stack's
+number to an array (n, t, p, q): t matrices p × q for each of n owners, those that an
+owner hasn't being zero.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.lmo import lmo_rows
+from dropmuon_optax.ownership import Ownership, Piece
+from dropmuon_optax.parts import Part
+
+Stacks = dict[int, Array]
+
+
+class Selection(NamedTuple):
+    """The matrices that move.
+
+    Attributes:
+      ownership: of all matrices.
+      parts: what moves of each leaf, in flattening order.
+      tables: for each stack in which something moves, its members by owner and place,
+        int (n, t), with −1 where an owner has fewer.
+    """
+
+    ownership: Ownership
+    parts: list[Part]
+    tables: dict[int, np.ndarray]
+
+    @property
+    def pieces(self) -> list[tuple[Piece, Part]]:
+        """The leaves of which something moves."""
+        pairs = zip(self.ownership.pieces, self.parts, strict=True)
+        return [(piece, part) for piece, part in pairs if any(part)]
+
+    @property
+    def shapes(self) -> dict[int, tuple[int, int]]:
+        """Of each stack, (p, q)."""
+        return {s: self.ownership.stacks[s].shape for s in self.tables}
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Of each stack, t: how many matrices an owner has at most."""
+        return {s: table.shape[1] for s, table in self.tables.items()}
+
+    @property
+    def workers(self) -> dict[int, Compressor]:
+        """Of each stack, 𝒞_j."""
+        return {s: self.ownership.stacks[s].worker for s in self.tables}
+
+    @property
+    def servers(self) -> dict[int, Compressor]:
+        """Of each stack, 𝒞."""
+        return {s: self.ownership.stacks[s].server for s in self.tables}
+
+    def is_whole(self, stack: int) -> bool:
+        """Whether all members of the stack move."""
+        if stack not in self.tables:
+            return False
+        everything = len(self.ownership.stacks[stack].radii)
+        return int((self.tables[stack] >= 0).sum()) == everything
+
+    def places(self, stack: int) -> np.ndarray:
+        """Where at its owner each member lies; past the end where there is none."""
+        table, n = self.tables[stack], self.ownership.num_owners
+        return np.where(table < 0, np.iinfo(np.int32).max, table // n)
+
+    def members(self, stack: int) -> np.ndarray:
+        """Its members by owner and place, (n, t); past the end where there is none."""
+        table = self.tables[stack]
+        return np.where(table < 0, np.iinfo(np.int32).max, table)
+
+    def columns(self, stack: int) -> list[np.ndarray]:
+        """The radius of each member (and L⁰, L¹ likewise), float32 (n, t)."""
+        radii = np.array([*self.ownership.stacks[stack].radii], np.float32)
+        absent = np.zeros_like(radii[:1])
+        absent[:, -1] = 1.0  # any radius: the matrices that aren't there are zero
+        table = np.concatenate([radii, absent])[self.tables[stack]]
+        return [table[..., c] for c in range(table.shape[-1])]
+
+
+def select(ownership: Ownership, parts: Sequence[Part] | None = None) -> Selection:
+    """What moves; `parts` says what of each leaf, None is everything."""
+    if parts is None:
+        parts = [(True,)] * len(ownership.pieces)
+    members: dict[int, list[int]] = {}
+    for piece, part in zip(ownership.pieces, parts, strict=True):
+        if any(part):
+            members.setdefault(piece.stack, []).extend(_members(piece, part))
+    tables = {s: ownership.table(s, sorted(members[s])) for s in sorted(members)}
+    return Selection(ownership, list(parts), tables)
+
+
+def collect(selection: Selection, tree: Any) -> Stacks:
+    """The stacks of a tree that holds what moves (see `parts.narrow`), in float32."""
+    rows: dict[int, list[Array]] = {}
+    order: dict[int, list[int]] = {}
+    for (piece, part), leaf in zip(
+        selection.pieces, jax.tree.leaves(tree), strict=True
+    ):
+        rows.setdefault(piece.stack, []).append(piece.to_stack(leaf))
+        order.setdefault(piece.stack, []).extend(_members(piece, part))
+    stacks = {}
+    for s, table in selection.tables.items():
+        whole = jnp.concatenate(rows[s])
+        place = {member: i for i, member in enumerate(order[s])}
+        index = [place.get(int(member), len(place)) for member in table.reshape(-1)]
+        if index != list(range(len(whole))):
+            whole = jnp.concatenate([whole, jnp.zeros_like(whole[:1])])
+            whole = whole[np.array(index, np.int32)]
+        stacks[s] = whole.reshape(*table.shape, *whole.shape[1:])
+    return stacks
+
+
+def scatter(selection: Selection, stacks: Stacks, like: Any) -> Any:
+    """The inverse of `collect`: a tree of the structure and dtypes of `like`."""
+    flat, structure = jax.tree.flatten(like)
+    where = {
+        s: {int(member): i for i, member in enumerate(table.reshape(-1))}
+        for s, table in selection.tables.items()
+    }
+    leaves = []
+    for (piece, part), leaf in zip(selection.pieces, flat, strict=True):
+        stack = stacks[piece.stack]
+        whole = stack.reshape(-1, *stack.shape[-2:])
+        index = [where[piece.stack][member] for member in _members(piece, part)]
+        straight = index == list(range(index[0], index[0] + len(index)))
+        found = (
+            whole[index[0] : index[0] + len(index)]
+            if straight
+            else whole[np.array(index, np.int32)]
+        )
+        leaves.append(piece.from_stack(found).astype(leaf.dtype))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def oracle(selection: Selection, owner: Any, stacks: Stacks) -> Stacks:
+    """−LMO of what moves and is this owner's, each matrix with its own radius."""
+    steps = {}
+    for s, stack in stacks.items():
+        radii = [jnp.asarray(column)[owner] for column in selection.columns(s)]
+        steps[s] = lmo_rows(selection.ownership.stacks[s].norm, stack, radii)
+    return steps
+
+
+def take(selection: Selection, whole: Stacks, owner: Any) -> Stacks:
+    """What moves of an owner's own matrices: (all of its places, p, q) → (t, p, q)."""
+    taken = {}
+    for s in selection.tables:
+        if selection.is_whole(s):
+            taken[s] = whole[s]
+        else:
+            places = jnp.asarray(selection.places(s))[owner]
+            taken[s] = whole[s].at[places].get(mode="fill", fill_value=0)
+    return taken
+
+
+def put(selection: Selection, whole: Stacks, moved: Stacks, owner: Any) -> Stacks:
+    """The inverse of `take`; what doesn't move stays as it is."""
+    merged = dict(whole)
+    for s, rows in moved.items():
+        if selection.is_whole(s):
+            merged[s] = rows
+        else:
+            places = jnp.asarray(selection.places(s))[owner]
+            merged[s] = whole[s].at[places].set(rows, mode="drop")
+    return merged
+
+
+def _members(piece: Piece, part: Part) -> list[int]:
+    """The places in the stack of what moves of a leaf."""
+    each = piece.count // len(part)
+    return [
+        piece.first + row * each + i
+        for row, moves in enumerate(part)
+        if moves
+        for i in range(each)
+    ]
