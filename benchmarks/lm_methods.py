@@ -10,15 +10,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers
 
 import dropmuon_optax as dm
 from benchmarks.models import nanogpt
 
+AXIS = "data"  # of the devices, over which a batch is spread
 # Embedding and head move by AdamW at this share of Muon's learning rate, in both Muons.
 ADAM_SHARE = 0.1
+TOP_SHARE = 0.1  # of the entries of a message that EF21-Muon sends
 ADAM_B2 = 0.95  # Keller Jordan's for these; Optax's Muon would take 0.999
 
 Rate = Float[Array, ""]
@@ -31,6 +35,7 @@ class Model(NamedTuple):
     config: nanogpt.Config
     apply: Callable[..., Array]  # (params, tokens[, active if scanned]) -> logits
     scanned: bool
+    mesh: jax.sharding.Mesh  # along AXIS
     radius: float = nanogpt.HIDDEN_RADIUS
     sign_radius: float = nanogpt.SIGN_RADIUS
 
@@ -48,7 +53,7 @@ class Model(NamedTuple):
 class Method(NamedTuple):
     """An optimizer as a train step."""
 
-    init: Callable[[Any, int], Any]  # (params, seed) -> optimizer's state
+    init: Callable[[Any, int], Any]  # (params, seed) -> optimizer's state, on the mesh
     step: Any  # jitted (params, state, rate, tokens) -> (params, state, loss)
     active_at: Callable[[int, int], Hashable]  # (seed, step) -> static `active` or None
     evaluated: Callable[[Any, Any], Any]  # (params, state) -> weights to evaluate
@@ -105,7 +110,9 @@ def plain(build: Callable[[Model, Any], Any], model: Model) -> Method:
         return optax.apply_updates(params, updates), state, loss
 
     return Method(
-        init=lambda params, seed: build(model, lambda count: 0.0).init(params),
+        init=lambda params, seed: replicate(
+            build(model, lambda count: 0.0).init(params), model.mesh
+        ),
         step=step,
         active_at=lambda seed, step: None,
         evaluated=lambda params, state: params,
@@ -132,8 +139,8 @@ def dropping(model: Model) -> Method:
         return optax.apply_updates(params, updates), state, loss
 
     return Method(
-        init=lambda params, seed: transformation(lambda count: 0.0, key_of(seed)).init(
-            params
+        init=lambda params, seed: replicate(
+            transformation(lambda count: 0.0, key_of(seed)).init(params), model.mesh
         ),
         step=step,
         active_at=lambda seed, step: dm.active_layers(
@@ -141,6 +148,67 @@ def dropping(model: Model) -> Method:
         ),
         evaluated=lambda params, state: params,
     )
+
+
+def compressed(model: Model) -> Method:
+    """EF21-Muon: each device is a worker, which sends a tenth of its message's entries.
+
+    Of the natural compressor's 9 bits each; the server's step goes out dense.
+    """
+    num_workers = model.mesh.size
+    compressor = dm.compressors.Composed(
+        dm.compressors.TopK(TOP_SHARE), dm.compressors.Natural()
+    )
+
+    def transformation(rate: Any, key: jax.Array):
+        return dm.ef21_muon(
+            rate,
+            model.layers,
+            compressor,
+            axis_name=AXIS,
+            num_workers=num_workers,
+            key=key,
+        )
+
+    def init(params: Any, seed: int) -> Any:
+        key = jax.random.key(seed)
+        state = transformation(lambda count: 0.0, key).init(params)
+        return jax.tree.map(
+            lambda x, layout: jax.device_put(np.array(x), layout),
+            state,
+            dm.worker_shardings(state, AXIS, model.mesh),
+        )
+
+    any_key = jax.random.key(0)  # drawn here: not inside the trace of a step
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, rate: Rate, tokens: Tokens):
+        def of_worker(params: Any, state: Any, windows: Array):  # (B/n, A, T+1)
+            parts = windows.swapaxes(0, 1)
+            gradient = jax.value_and_grad(build_loss(model))
+            loss, grads = accumulate(gradient, dm.local_params(params, AXIS), parts)
+            tx = transformation(lambda count: rate, any_key)  # the state has the run's
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return params, state, jax.lax.pmean(loss, AXIS)
+
+        run = dm.worker_map(of_worker, AXIS, state, model.mesh)
+        return run(params, state, tokens.swapaxes(0, 1))
+
+    return Method(
+        init=init,
+        step=step,
+        active_at=lambda seed, step: None,
+        evaluated=jax.jit(
+            lambda params, state: dm.ef21_muon_eval_params(state, params)
+        ),
+    )
+
+
+def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A copy of a tree of arrays, whole on every device."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), whole), tree)
 
 
 def muon(model: Model, rate: optax.Schedule) -> Any:
@@ -191,6 +259,7 @@ OPTIMIZERS = {
     "scion": Entry(partial(plain, lambda m, rate: dm.scion(rate, m.layers)), 5e-4),
     "gluon": Entry(partial(plain, lambda m, rate: dm.gluon(rate, m.layers)), 5e-4),
     "drop_muon": Entry(dropping, 5e-4),
+    "ef21_muon": Entry(compressed, 5e-4),
     "optax_muon": Entry(partial(plain, optax_muon), 0.04),
     "adamw": Entry(partial(plain, lambda m, rate: optax.adamw(rate)), 4e-3),
 }

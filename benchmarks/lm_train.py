@@ -18,10 +18,8 @@ from tqdm import tqdm
 
 from benchmarks import lm_costs, text, timing
 from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_methods import Method, Model, build_loss
+from benchmarks.lm_methods import AXIS, Method, Model, build_loss, replicate
 from benchmarks.train import mean_loss, stretches
-
-AXIS = "data"
 
 
 class Plan(NamedTuple):
@@ -73,7 +71,6 @@ class Task:
 
     model: Model
     corpus: text.Corpus
-    mesh: jax.sharding.Mesh
     draw: Callable[[int], Any]  # seed -> initial weights
     evaluate: Callable[[Any, Plan], float | None] = field(init=False)
     programs: dict[tuple[Any, ...], timing.Program] = field(default_factory=dict)
@@ -97,18 +94,14 @@ class Task:
         """This host's windows as part of a global array, spread over the devices."""
         spec = PartitionSpec(*[None] * (windows.ndim - 2), AXIS, None)
         return jax.make_array_from_process_local_data(
-            NamedSharding(self.mesh, spec), windows
+            NamedSharding(self.model.mesh, spec), windows
         )
 
-    def replicate(self, tree: Any) -> Any:
-        """A copy of a tree of arrays, whole on every device."""
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jax.device_put(np.array(x), whole), tree)
 
-
-def all_devices() -> jax.sharding.Mesh:
-    """All devices of all hosts, along one axis."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def mesh_of(devices: list[Any]) -> jax.sharding.Mesh:
+    """Devices along one axis, that of the data."""
+    auto = (AxisType.Auto,)
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=auto, devices=devices)
 
 
 def batch_of(task: Task, plan: Plan, step: int) -> jax.Array:
@@ -161,15 +154,16 @@ class Run:
         store: Store | None = None,
     ):
         """Starts at the first weights, or goes on from the newest checkpoint."""
-        plan.check(task.mesh.size)
+        plan.check(task.model.mesh.size)
         self.task, self.name, self.method = task, name, method
         self.plan, self.store = plan, store
         self.history: list[Point] = []
         self.step_times_s: list[float] = []
         self.model_flops, self.trained_tokens = 0.0, 0  # by this process
         self.num_restored = 0  # points of the history that a checkpoint had
-        params = task.replicate(task.draw(plan.seed))
-        self.state = (params, task.replicate(method.init(params, plan.seed)))
+        params = task.draw(plan.seed)
+        state = method.init(params, plan.seed)
+        self.state = (replicate(params, task.model.mesh), state)
         found = store.restore(self.state) if store else None
         if found:
             self.state, history = found
@@ -266,7 +260,7 @@ class Run:
     @property
     def utilization(self) -> float | None:
         """MFU: `flop_rate` over the devices' peak; None where that is not known."""
-        mesh, rate = self.task.mesh, self.flop_rate
+        mesh, rate = self.task.model.mesh, self.flop_rate
         peak = lm_costs.peak_flops(mesh.devices.flat[0])
         return rate / (peak * mesh.size) if peak and rate else None
 
@@ -278,7 +272,7 @@ def measurements(run: Run) -> dict[str, Any]:
     step_time_s = timing.quartiles(run.step_times_s) if run.step_times_s else None
     return {
         "num_parameters": sum(x.size for x in jax.tree.leaves(run.state[0])),
-        "num_devices": run.task.mesh.size,
+        "num_devices": run.task.model.mesh.size,
         **plan._asdict(),
         "last_step": end.step,
         "num_tokens": end.num_tokens,

@@ -78,9 +78,9 @@ def build_task(options: argparse.Namespace) -> lm_train.Task:
     source = nanogpt_scan if scanned else nanogpt
     build = cache(lambda seed: source.build(config, seed=seed, dtype=dtype))
     apply, _ = build(options.seeds[0])
-    model = Model(config, apply, scanned, options.radius, options.sign_radius)
-    mesh = lm_train.all_devices()
-    return lm_train.Task(model, corpus, mesh, draw=lambda seed: build(seed)[1])
+    mesh = lm_train.mesh_of(jax.devices())
+    model = Model(config, apply, scanned, mesh, options.radius, options.sign_radius)
+    return lm_train.Task(model, corpus, draw=lambda seed: build(seed)[1])
 
 
 def padded_vocabulary(corpus: text.Corpus) -> int:
