@@ -63,9 +63,7 @@ class RandK(Compressor):
         check_fraction(self.fraction)
         checks.positive_int("block", self.block)
         if self.block > MAX_BLOCK:
-            raise ValueError(
-                f"`block` must be at most {MAX_BLOCK}, got {self.block!r}"
-            )
+            raise ValueError(f"`block` must be at most {MAX_BLOCK}, got {self.block!r}")
 
     def alpha(self, shape):
         """The share k/b of a block that is kept."""
