@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from benchmarks import record
@@ -35,6 +36,7 @@ PROGRESS, COMMAND = "DROPMUON_PROGRESS", "DROPMUON_COMMAND"  # set by `launch`
 DEVICES_FLAG = re.compile(r"--xla_force_host_platform_device_count=\d+")
 POLL_S = 0.1
 GRACE_S = 60.0  # that the last worker may end after the first one has
+SETTLE_S = 0.1  # until the interface has counted what was sent last
 TAIL = 15  # lines of a dead worker's log that the error shows
 
 
@@ -58,10 +60,10 @@ def launch(
     """Runs `python -m module *arguments` in several processes until all have ended.
 
     Args:
-        module: Its `main` calls `join`.
+        module: It calls `join`.
         arguments: Of its command line.
         num_processes: How many.
-        logs: Folder for what they print: `worker_0.log`, …
+        logs: Empty folder for what they print: `worker_0.log`, …
         label: Stands in front of the progress bar.
         deadline_s: After so long all are ended.
         environment: More variables for the workers.
@@ -193,10 +195,7 @@ def join() -> None:
     """Joins the other processes; before anything else is asked of JAX.
 
     Without the variables of `launch` this is `jax.distributed.initialize()`, which
-    finds the cluster by itself.
-
-    Raises:
-        ValueError: If there is none.
+    finds the cluster by itself; ValueError if there is none.
     """
     known = [name in os.environ for name in (ADDRESS, NUM_PROCESSES, RANK)]
     if all(known):
@@ -213,6 +212,19 @@ def join() -> None:
 def is_launched() -> bool:
     """Whether all workers are processes of this machine, started by `launch`."""
     return PROGRESS in os.environ
+
+
+def meet(name: str) -> None:
+    """Waits for the others, before they exchange data after something long.
+
+    Gloo gives up on a worker that is 30 s late, as one may be who has compiled on a
+    core with others. On a cluster this does nothing.
+    """
+    if is_launched():
+        folder = Path(os.environ[PROGRESS]).parent
+        (folder / f"{name}.{jax.process_index()}").touch()
+        while len(list(folder.glob(f"{name}.*"))) < jax.process_count():
+            time.sleep(POLL_S)
 
 
 def die(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -264,10 +276,7 @@ class Progress:
 
 
 def loopback_bytes() -> int | None:
-    """Bytes that this machine has ever sent to itself; None where Linux doesn't say.
-
-    They are those of all its processes.
-    """
+    """Bytes that this machine has sent to itself, all of it; None if it doesn't say."""
     try:
         lines = Path("/proc/net/dev").read_text().splitlines()
     except OSError:
@@ -275,3 +284,14 @@ def loopback_bytes() -> int | None:
     rows = (line.split(":") for line in lines if ":" in line)
     found = (fields.split() for name, fields in rows if name.strip() == "lo")
     return next((int(fields[8]) for fields in found), None)
+
+
+def quiet_loopback_bytes() -> int | None:
+    """`loopback_bytes` while all workers wait (all call it); None on a cluster."""
+    if not is_launched():
+        return None
+    multihost_utils.sync_global_devices("before the reading")
+    time.sleep(SETTLE_S)
+    seen = loopback_bytes()
+    multihost_utils.sync_global_devices("after the reading")
+    return seen
