@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm, trange
 
 from benchmarks import record, report, step_time, timing
-from benchmarks.drop_steps import MODELS, Task, steps
+from benchmarks.drop_steps import MODELS, Task, cutoffs_of, steps
 from benchmarks.options import positive
 from dropmuon_optax.leaves import join
 
@@ -40,10 +40,10 @@ STYLES = (
 )
 
 
-def measure(task: Task, num_rounds: int) -> dict[str, Any]:
+def measure(task: Task, num_rounds: int, every: int = 1) -> dict[str, Any]:
     """Compiles and times all steps; returns what the record says of them."""
     programs, calls = {}, {}
-    for name, step in tqdm(steps(task).items(), desc="compiling", leave=False):
+    for name, step in tqdm(steps(task, every).items(), desc="compiling", leave=False):
         programs[name] = timing.compile_program(
             step.jitted, *step.state, *step.batch, **step.static
         )
@@ -74,14 +74,14 @@ def measure(task: Task, num_rounds: int) -> dict[str, Any]:
         "then_zero": measured("then_zero", 0),
         "cutoffs": [
             {
-                "first_layer": name,
+                "first_layer": task.names[s],
                 "num_active": len(task.names) - s,
                 "by_hand": measured(f"by_hand_{s}", s),
                 "ours": measured(f"ours_{s}", s),
                 "time_of_by_hand": ratio(f"ours_{s}", f"by_hand_{s}")._asdict(),
                 "time_of_then_zero": ratio(f"ours_{s}", "then_zero")._asdict(),
             }
-            for s, name in enumerate(task.names)
+            for s in cutoffs_of(task, every)
         ],
     }
 
@@ -212,6 +212,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=list(MODELS), default=names)
     parser.add_argument("--batch-size", type=positive, help="default: by model")
     parser.add_argument("--rounds", type=positive, help="default: by model")
+    parser.add_argument(
+        "--every", type=positive, default=1, help="take every so many cutoffs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
@@ -232,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
             "batch_size": batch_size,
             "input_shape": task.batch[0].shape,
             "num_parameters": sum(x.size for x in jax.tree.leaves(task.params)),
-            **measure(task, options.rounds or model.num_rounds),
+            **measure(task, options.rounds or model.num_rounds, options.every),
             **origin,
         }
         record.append(lines, entry)

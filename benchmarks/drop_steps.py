@@ -153,9 +153,15 @@ def ours(task: Task, cutoff: int) -> Step:
     return Step(train_step, state, task.batch, {"active": active})
 
 
-def steps(task: Task) -> dict[str, Step]:
+def cutoffs_of(task: Task, every: int) -> list[int]:
+    """Every so many cutoffs from the input on, and the last."""
+    last = len(task.names) - 1
+    return sorted({*range(0, last, every), last})
+
+
+def steps(task: Task, every: int = 1) -> dict[str, Step]:
     """All of them, in the order in which they take turns."""
-    cutoffs = range(len(task.names))
+    cutoffs = cutoffs_of(task, every)
     pairs = {
         f"{make.__name__}_{cutoff}": make(task, cutoff)
         for cutoff in cutoffs

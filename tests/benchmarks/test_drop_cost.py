@@ -26,8 +26,8 @@ class Seen:
 
         monkeypatch.setattr(timing, "compile_program", compiled)
 
-    def steps_of(self, task):
-        self.steps = drop_steps.steps(task)
+    def steps_of(self, task, every):
+        self.steps = drop_steps.steps(task, every)
         return self.steps
 
     def after(self, name):
@@ -117,6 +117,13 @@ def test_flops_of_newton_schulz_beside():
     conv1, conv2 = 4 * 16**2 * 27 + 2 * 16**3, 4 * 32**2 * 144 + 2 * 32**3
     rest = drop_cost.flops_beside(task, 0) - drop_cost.flops_beside(task, 2)
     assert rest == 4 * (conv1 + conv2)
+
+
+def test_every_so_many_cutoffs():
+    task = drop_steps.Task(None, None, list("abcdef"), None, None)
+    assert drop_steps.cutoffs_of(task, 1) == [0, 1, 2, 3, 4, 5]
+    assert drop_steps.cutoffs_of(task, 2) == [0, 2, 4, 5]
+    assert drop_steps.cutoffs_of(task, 5) == [0, 5]
 
 
 def test_misses_are_named():
