@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import text
+from benchmarks import text, workers
 from benchmarks.lm_methods import OPTIMIZERS
 from benchmarks.models import nanogpt
 from benchmarks.options import positive
@@ -37,7 +37,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="over several hosts, by jax.distributed",
+        help="over several hosts, by jax.distributed: on a cluster that it knows, or "
+        f"by {workers.ADDRESS}, {workers.NUM_PROCESSES} and {workers.RANK}",
     )
     parser.add_argument("--sample", type=int, default=300, help="tokens of text at end")
     parser.add_argument("--prompt", default="\n", help="what that text starts with")

@@ -10,6 +10,7 @@ Expected: the README beside this file.
 1. Each optimizer trains for --sweep-steps at its default learning rate times each of
    --factors, and from the best on at a factor of 2 until it has a neighbor on both
    sides; the best final validation loss counts.
+   (--rates gives those that are known, and skips this.)
 2. At its best rate each trains for --steps with every seed. The runs of a seed take
    turns, evaluation by evaluation, there and back, so that a slow spell of the machine
    hits all; times are compared inside a turn.
@@ -44,6 +45,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--factors", type=lm_options.rate, nargs="+", default=[0.5, 1.0, 2.0]
     )
+    parser.add_argument(
+        "--rates",
+        type=known_rate,
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="learning rates that are known already: these optimizers aren't swept",
+    )
     parser.add_argument("--sweep-steps", type=positive, help="default: half of --steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     lm_options.add_common(parser)
@@ -72,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "benchmark": "lm_sweep",
                 **nanogpt.settings(options, run.name, run.plan),
                 **lm_train.measurements(run),
-                "rates_tried": sorted(tried[run.name].items()),
+                "rates_tried": tried_by(tried[run.name]),
                 "sweep_steps": options.sweep_steps,
                 "stretch_step_times_s": run.step_times_s,
                 **origin,
@@ -84,10 +93,31 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def known_rate(text: str) -> tuple[str, float]:
+    """Reads `muon=0.08`."""
+    name, _, value = text.partition("=")
+    if name not in OPTIMIZERS:
+        raise argparse.ArgumentTypeError(
+            f"unknown optimizer {name!r} (choose from {', '.join(OPTIMIZERS)})"
+        )
+    return name, lm_options.rate(value)
+
+
+def tried_by(losses: dict[float, float]) -> list[tuple[float, float | None]]:
+    """Learning rates and losses as JSON can hold them."""
+    finite = {
+        rate: loss if np.isfinite(loss) else None for rate, loss in losses.items()
+    }
+    return sorted(finite.items())
+
+
 def sweep(
     options: argparse.Namespace, task: lm_train.Task, name: str, method: Method
 ) -> dict[float, float]:
     """Final validation losses by learning rate; infinite where not finite."""
+    known = dict(options.rates)
+    if name in known:
+        return {known[name]: float("nan")}
     center, seed = OPTIMIZERS[name].learning_rate, options.seeds[0]
     losses: dict[float, float] = {}
     waiting = [center * factor for factor in sorted(options.factors)]

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from benchmarks import lm_report, lm_train, record, text
+from benchmarks import lm_report, lm_train, record, text, workers
 from benchmarks.lm_checkpoints import Store
 from benchmarks.lm_methods import OPTIMIZERS, Model
 from benchmarks.lm_options import parse
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
     if options.distributed:
-        jax.distributed.initialize()
+        workers.join()
     task = build_task(options)
     rate = options.lr or OPTIMIZERS[options.optimizer].learning_rate
     plan = plan_of(options, rate, options.seeds[0])

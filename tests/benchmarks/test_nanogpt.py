@@ -5,7 +5,6 @@ import math
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 import types
@@ -23,6 +22,7 @@ from benchmarks import (
     lm_train,
     nanogpt,
     text,
+    workers,
 )
 from benchmarks.lm_checkpoints import Store
 from benchmarks.lm_methods import OPTIMIZERS, accumulate
@@ -30,16 +30,8 @@ from benchmarks.models import nanogpt as gpt
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-SHORT = [
-    "--preset",
-    "nano",
-    "--batch",
-    "8",
-    "--length",
-    "16",
-    "--validation-windows",
-    "8",
-]
+SHORT = [*("--preset", "nano", "--batch", "8"), *("--length", "16")]
+SHORT += ["--validation-windows", "8"]
 
 # Optax's Adam and schedules mix ints and floats.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -183,30 +175,20 @@ def test_the_rate_falls_at_the_end():
 def test_two_hosts_train_as_one(tmp_path):
     arguments = ["--optimizer", "adamw", "--steps", "2", "--evaluations", "1"]
     _, alone = run_main(tmp_path, *arguments)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import sys, jax; from benchmarks import nanogpt; "
-        f"jax.distributed.initialize('127.0.0.1:{port}', 2, int(sys.argv[1])); "
-        "jax.distributed.initialize = lambda: None; "
-        "sys.exit(nanogpt.main(sys.argv[2:]))"
-    )
-    flags = " ".join(
-        flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag
-    )
     folder = tmp_path / "two"
     last = ["--sample", "4", "--output", str(folder), "--distributed"]
+    one_device = workers.DEVICES_FLAG.sub("", os.environ["XLA_FLAGS"])
+    common = {**os.environ, **workers.settings(2), "XLA_FLAGS": one_device}
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(i), *SHORT, *arguments, *last],
+            [sys.executable, "-m", "benchmarks.nanogpt", *SHORT, *arguments, *last],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env={**common, workers.RANK: str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for i in range(2)
+        for rank in range(2)
     ]
     output = [host.communicate(timeout=240)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], output
@@ -284,6 +266,15 @@ def test_rates_are_tried_until_the_best_has_neighbors():
     assert lm_sweep.beyond({0.1: 3.0, 0.2: 2.0, 0.4: 2.5}) == []
     assert lm_sweep.beyond({0.1: 3.0, 0.2: 2.0}) == [0.4]
     assert lm_sweep.beyond({0.1: 1.0, 0.2: math.inf}) == [0.05]
+
+
+def test_known_rates_are_not_swept(tmp_path):
+    arguments = ["--optimizers", "adamw", "--rates", "adamw=0.25"]
+    chosen = lm_sweep.parse([*SHORT, *arguments])
+    tried = lm_sweep.sweep(chosen, None, "adamw", None)
+    assert lm_sweep.tried_by(tried) == [(0.25, None)]
+    with pytest.raises(SystemExit):
+        lm_sweep.parse(["--rates", "sgd=1"])
 
 
 def entry_of(losses, times=(), name="muon"):
