@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.compressors.rules import Rules, check_rules, choose
 from dropmuon_optax.geometry import scion_geometry
 from dropmuon_optax.leaves import Layer as Layer
 from dropmuon_optax.leaves import LayersFn as LayersFn
@@ -229,15 +231,22 @@ def _shape(keys: Sequence[Any], value: Any, length: int | None) -> tuple[int, ..
     return shape
 
 
-def describe(layers: LayersFn, params: Any) -> str:
+def describe(
+    layers: LayersFn, params: Any, compressor: Compressor | Rules | None = None
+) -> str:
     """Prints what goes where: path, shape, layer, norm, radius and matrix view.
 
     Args:
       layers: a function from the parameters to a tree of `Layer`s.
       params: the parameters (or their `jax.ShapeDtypeStruct`s).
+      compressor: as `ef21_muon` takes them; shows each leaf's compressor besides, and
+        its payload as a share of the leaf in float32.
 
     Returns:
       The text that was printed.
+
+    Raises:
+      ValueError: if `layers` or `compressor` doesn't fit the parameters.
 
     Examples:
       >>> from dropmuon_optax import norms
@@ -246,8 +255,10 @@ def describe(layers: LayersFn, params: Any) -> str:
       path  shape   layer  norm        radius  matrices
       w     (8, 4)  -      MaxEntry()  1.0     1 × (8, 4)
     """
+    check_rules("compressor", compressor)
     header = ("path", "shape", "layer", "norm", "radius", "matrices")
-    rows: list[tuple[str, ...]] = [header]
+    sent = () if compressor is None else ("compressor", "payload")
+    rows: list[tuple[str, ...]] = [(*header, *sent)]
     for leaf in join(layers, params):
         layer, shape = leaf.layer, jnp.shape(leaf.value)
         if isinstance(layer, Stacked):
@@ -259,7 +270,11 @@ def describe(layers: LayersFn, params: Any) -> str:
             index = "-" if layer.index is None else str(layer.index)
         norm = "none (not moved by an LMO)" if layer.norm is None else repr(layer.norm)
         matrices = f"{count} × ({m}, {n})"
-        rows.append((leaf.path, str(shape), index, norm, str(layer.radius), matrices))
+        if compressor is not None:
+            chosen = choose(compressor, leaf.path, (m, n))
+            sent = repr(chosen), f"{chosen.num_bits((m, n)) / (32 * m * n):.1%}"
+        row = leaf.path, str(shape), index, norm, str(layer.radius), matrices
+        rows.append((*row, *sent))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     print(text)

@@ -286,3 +286,14 @@ def test_roles_by_name_and_shape(path, shape, kind):
     from dropmuon_optax import geometry
 
     assert geometry.role(path, shape) == kind
+
+
+def test_describe_shows_what_is_sent():
+    params = {"kernel": jnp.zeros((64, 64)), "bias": jnp.zeros(64)}
+    text = dm.describe(dm.layers_by_path(None), params, dm.compressors.Natural())
+    bias, kernel = text.splitlines()[1:]
+    # Vectors go dense; the others take 9 of 32 bits an entry.
+    assert bias.split()[-2:] == ["Identity()", "100.0%"]
+    assert kernel.split()[-2:] == ["Natural()", "28.1%"]
+    with pytest.raises(ValueError, match=r"TopK\(0.0001\) at 'kernel'"):
+        dm.describe(dm.layers_by_path(None), params, dm.compressors.TopK(0.0001))

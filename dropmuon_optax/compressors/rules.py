@@ -26,7 +26,7 @@ def choose(rules: Compressor | Rules, path: str, shape: tuple[int, int]) -> Comp
 
     Examples:
       >>> from dropmuon_optax.compressors.natural import Natural
-      >>> choose(Natural(), "dense/kernel", (64, 64)), choose(Natural(), "bias", (1, 64))
+      >>> choose(Natural(), "kernel", (64, 64)), choose(Natural(), "bias", (1, 64))
       (Natural(), Identity())
       >>> choose([("bias|kernel", Natural())], "bias", (1, 64))
       Natural()
