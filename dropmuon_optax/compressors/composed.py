@@ -43,7 +43,7 @@ class Composed(Compressor):
       Array([[ 4.,  0.,  0.],
              [ 0., -4.,  0.]], dtype=float32)
       >>> 32 * 768 * 3072 / both.num_bits((768, 3072))
-      18.5...
+      8.02...
     """
 
     outer: Compressor
