@@ -36,7 +36,7 @@ from dropmuon_optax.ownership import Ownership, own
 from dropmuon_optax.parts import TakesActive, check_active, narrow, place, widen
 from dropmuon_optax.samplings.draws import threefry_key
 from dropmuon_optax.stacks import Selection, Stacks, collect, scatter, select
-from dropmuon_optax.wire import Axis, inward
+from dropmuon_optax.wire import Axis, check_replicated, inward
 
 
 def ef21(
@@ -155,6 +155,7 @@ class _Box(NamedTuple):
 
 
 def _init(box: _Box, params: Any) -> EF21State:
+    check_replicated(params)
     return ef21_state.first(
         params,
         select(box.ownership(params)),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dropmuon_optax.leaves import path_of
@@ -16,7 +16,10 @@ Step = Callable[..., tuple[Any, ...]]
 
 
 def worker_map(
-    step: Step, axis_name: str | Sequence[str], state: Any, mesh: Mesh | None = None
+    step: Step,
+    axis_name: str | Sequence[str],
+    state: Any,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Step:
     """Runs a step on every worker: under `jax.shard_map`, or `jax.vmap` as simulation.
 
@@ -31,7 +34,7 @@ def worker_map(
       state: the optimizer's state, or its shapes: which leaves are each worker's own is
         read off its structure.
       mesh: the devices, with an axis of that name; None simulates the workers on one
-        device, with the same numbers.
+        device, with the same numbers; an abstract mesh is for tracing.
 
     Returns:
       A function of the same arguments, to be jitted. Parameters are replicated; the
@@ -64,7 +67,7 @@ def worker_map(
 
     def mapped(params: Any, state: Any, *batch: Any) -> tuple[Any, ...]:
         _check_batch(batch, math.prod(mesh.shape[name] for name in names))
-        _check_replicated(params)
+        check_replicated(params)
         in_specs = (P(), specs, *[P(tuple(names))] * len(batch))
 
         body = jax.shard_map(
@@ -214,7 +217,7 @@ def _with_rest(step: Step) -> Step:
     return run
 
 
-def _check_mesh(mesh: Mesh, names: list[str], num_workers: int) -> None:
+def _check_mesh(mesh: Mesh | AbstractMesh, names: list[str], num_workers: int) -> None:
     for name in names:
         if name not in mesh.shape:
             raise ValueError(f"`mesh` must have an axis {name!r}, got {mesh}")
@@ -242,7 +245,12 @@ def _check_batch(batch: Any, parts: int) -> None:
             )
 
 
-def _check_replicated(params: Any) -> None:
+def check_replicated(params: Any) -> None:
+    """Refuses parameters that are sharded.
+
+    Raises:
+      ValueError: naming the leaf.
+    """
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     for keys, leaf in flat:
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
@@ -252,12 +260,12 @@ def _check_replicated(params: Any) -> None:
             replicated = all(axis is None for axis in sharding.spec)
         if not replicated:
             raise ValueError(
-                f"`params` must be replicated over the mesh, got {path_of(keys)!r} "
+                f"`params` must be replicated over the workers, got {path_of(keys)!r} "
                 f"sharded as {jax.typeof(leaf)}"
             )
 
 
-def _placed(arguments: Any, specs: Any, mesh: Mesh) -> Any:
+def _placed(arguments: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The arguments as a mesh of Explicit axes wants them: sharded before they come."""
     if AxisType.Explicit not in mesh.axis_types:
         return arguments

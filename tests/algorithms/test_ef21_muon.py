@@ -109,7 +109,7 @@ def assert_mostly_close(actual, expected):
     """
     for name, e in expected.items():
         apart = np.abs(np.asarray(actual[name]) - e)
-        assert np.mean(apart > 1e-3) <= 0.02, name
+        assert np.mean(apart > 1e-3) <= 0.05, name
         assert apart.max() <= LR * RADIUS[name], name
 
 

@@ -5,6 +5,7 @@ on it.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -36,15 +37,20 @@ class Case(NamedTuple):
     make: Callable[..., Any]
     arguments: dict[str, Any]
     needs_params: bool = False  # whether `update` must be given the parameters
+    decays: bool | None = None  # whether weights shrink; None: where it needs them
     strict: bool = True  # False: optax.adam, which it holds, promotes int32 and float
 
     def build(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
         return self.make(**{**self.arguments, **changes})
 
     def inject(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
-        static = ("layers",) if self.takes("layers") else ()
+        static = tuple(name for name in STATIC if self.takes(name))
         make = optax.inject_hyperparams(self.make, static_args=static)
         return make(**{**self.arguments, **changes})
+
+    @property
+    def moves_by_decay(self) -> bool:
+        return self.needs_params if self.decays is None else self.decays
 
     def takes(self, name: str) -> bool:
         return name in inspect.signature(self.make).parameters
@@ -58,11 +64,29 @@ class Case(NamedTuple):
 
 LAYERS = dm.layers_by_path(None)
 
+
+def ordered(params: Any) -> Any:
+    """Every leaf of any tree a layer of its own."""
+    flat, structure = jax.tree.flatten(LAYERS(params))
+    flat = [dataclasses.replace(layer, index=i) for i, layer in enumerate(flat)]
+    return jax.tree.unflatten(structure, flat)
+
+
+# What `inject_hyperparams` is not to make arrays of.
+STATIC = ("layers", "sampling", "worker_compressor", "num_workers", "key")
+
 # Numbers that bfloat16 holds exactly: `inject_hyperparams` rounds them to the dtype of
 # the first leaf.
 STEP = {"learning_rate": 0.125, "momentum": 0.875}
 NESTEROV = {**STEP, "nesterov": True}
 ADAM = {**STEP, "adam_b1": 0.875, "adam_b2": 0.9375}
+DROPS = {"layers": ordered, "sampling": dm.samplings.Full(), "key": np.uint32([0, 7])}
+MESSAGES = {
+    "layers": LAYERS,
+    "worker_compressor": dm.compressors.Identity(),
+    "num_workers": 1,
+    "key": np.uint32([0, 7]),
+}
 
 CASES = [
     Case("gluon", dm.gluon, STEP),
@@ -72,6 +96,8 @@ CASES = [
     Case("muon-decayed", dm.muon, {**ADAM, "weight_decay": 0.5}, True, strict=False),
     Case("scion", dm.scion, STEP, True),
     Case("scion-unconstrained", dm.scion, {**STEP, "constrained": False}),
+    Case("drop_muon", dm.drop_muon, {**STEP, **DROPS}),
+    Case("ef21_muon", dm.ef21_muon, {**STEP, **MESSAGES}, True, decays=False),
     Case("lmo", dm.scale_by_lmo, {"layers": LAYERS}),
     Case("momentum", dm.scale_by_momentum, {"momentum": 0.875}),
 ]
@@ -167,12 +193,16 @@ def types(tree: Any) -> list[Any]:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf of a state is a typed key for random numbers."""
+    """Whether a leaf of a state is a key for random numbers, typed or its two words."""
+    return leaf.dtype == jnp.uint32 or is_typed_key(leaf)
+
+
+def is_typed_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def plain(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    return np.asarray(jax.random.key_data(leaf) if is_typed_key(leaf) else leaf)
 
 
 def assert_close(actual: Any, expected: Any) -> None:

@@ -189,8 +189,8 @@ def test_a_zero_gradient_moves_nothing_but_by_decay(case: Case, kind: str):
         assert jnp.isfinite(update).all()
         moved = update.any()
         # Decay pulls every weight to zero: the update has the other sign everywhere.
-        assert (update * x <= 0).all() if case.needs_params else not moved
-        assert moved == case.needs_params
+        assert (update * x <= 0).all() if case.moves_by_decay else not moved
+        assert moved == case.moves_by_decay
     numbers = (leaf for leaf in jax.tree.leaves(state) if not is_key(leaf))
     assert all(jnp.isfinite(leaf).all() for leaf in numbers)
 

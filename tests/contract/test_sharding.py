@@ -118,6 +118,10 @@ def check(case: Case, mesh: Any, step: Any, num_steps: int = 2) -> None:
 @every_case
 def test_sharded_equals_replicated(case: Case):
     mesh_name = "4x2-explicit"
+    if case.name == "ef21_muon":
+        with pytest.raises(ValueError, match="`params` must be replicated"):
+            check(case, make_mesh(mesh_name), None)
+        return
     check(case, make_mesh(mesh_name), jitted_step(case.name, mesh_name))
 
 
