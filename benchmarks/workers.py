@@ -197,6 +197,9 @@ def join() -> None:
     Without the variables of `launch` this is `jax.distributed.initialize()`, which
     finds the cluster by itself; ValueError if there is none.
     """
+    sys.excepthook = die
+    if is_launched():
+        threading.Thread(target=follow_parent, daemon=True).start()
     known = [name in os.environ for name in (ADDRESS, NUM_PROCESSES, RANK)]
     if all(known):
         jax.distributed.initialize(
@@ -204,9 +207,6 @@ def join() -> None:
         )
     else:
         jax.distributed.initialize()
-    sys.excepthook = die
-    if is_launched():
-        threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def is_launched() -> bool:
