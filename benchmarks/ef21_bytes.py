@@ -1,7 +1,148 @@
-"""Bytes per step and worker of EF21-Muon, counted in the program."""
+"""Bytes per step and worker of EF21-Muon, counted in the program.
+
+What is counted is one update over a mesh, given shapes alone: nothing is allocated.
+`traced` counts are of the program as written, for any number of workers; `compiled`
+ones of what XLA made of it, on as many devices as there are workers: on a CPU set
+XLA_FLAGS=--xla_force_host_platform_device_count=64.
+"""
 
 import argparse
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import AbstractMesh, AxisType
+
+import dropmuon_optax as dm
+from benchmarks.ef21_compressors import COMPRESSORS, all_reduce_bytes, pair
+from benchmarks.models import nanogpt
+from benchmarks.options import positive
+from dropmuon_optax.wire.bytes import count_traced_bytes
+
+AXIS = "data"
+WORKERS = [2, 4, 8, 16, 32, 64]
+FEW = ("natural", "top10_natural", "top20_natural", "rank10_natural")
+ALL_AT = 8  # workers with which all compressors are counted, and not FEW alone
+
+
+class Case(NamedTuple):
+    """One update."""
+
+    tree: str  # a preset of `models.nanogpt`
+    pair: str
+    topology: str
+    num_workers: int
+    compiled: bool
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of the part `bytes`."""
+    trees = list(nanogpt.PRESETS)
+    parser.add_argument("--trees", nargs="+", choices=trees, default=["small", "124m"])
+    parser.add_argument("--workers", nargs="+", type=positive, default=WORKERS)
+    parser.add_argument("--compressors", nargs="+", choices=list(COMPRESSORS))
+    parser.add_argument(
+        "--compiled", action="store_true", help="compile as well; needs the devices"
+    )
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """All updates to count: by default all compressors with 8 workers, else a few."""
+    for tree, n in itertools.product(options.trees, options.workers):
+        names = options.compressors or (COMPRESSORS if n == ALL_AT else FEW)
+        for name in names:
+            pairs = [f"{name}/{server}" for server in ("dense", "natural", "same")]
+            if name in ("identity", "natural"):
+                pairs.pop(1 if name == "natural" else 2)  # the same as another
+            rows = [(each, "owner") for each in pairs] + [(f"{name}/dense", "gather")]
+            for each, topology in rows:
+                yield Case(tree, each, topology, n, False)
+                if options.compiled:
+                    yield Case(tree, each, topology, n, True)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Counts an update; returns what the record says of it."""
+    config = nanogpt.PRESETS[case.tree]
+    params = jax.eval_shape(lambda: nanogpt.build(config, seed=0)[1])
+    n = case.num_workers
+    tx = dm.ef21_muon(
+        1e-3,
+        nanogpt.layers(config),
+        *pair(case.pair),
+        axis_name=AXIS,
+        num_workers=n,
+        topology=case.topology,
+        key=jax.random.key(0),
+    )
+    state = jax.eval_shape(tx.init, params)
+    grads = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), params
+    )  # a batch of which each worker gets its own
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        own = jax.tree.map(lambda g: g[0], grads)
+        updates, state = tx.update(own, state, params)
+        return optax.apply_updates(params, updates), state
+
+    if case.compiled:
+        devices, types = jax.devices()[:n], (AxisType.Auto,)
+        mesh = jax.make_mesh((n,), (AXIS,), devices=devices, axis_types=types)
+        mapped = jax.jit(dm.worker_map(update, AXIS, state, mesh))
+        sent = dm.count_wire_bytes(mapped.lower(params, state, grads).compile())
+    else:
+        mapped = dm.worker_map(update, AXIS, state, AbstractMesh((n,), (AXIS,)))
+        sent = count_traced_bytes(mapped, params, state, grads)
+    shapes = [x.shape for x in jax.tree.leaves(params)]
+    num_parameters = sum(map(math.prod, shapes))
+    return {
+        **case._asdict(),
+        "num_parameters": num_parameters,
+        "bytes_per_step": sent.total,
+        "bytes_per_step_by_kind": sent.by_kind,
+        "bytes_per_step_by_dtype": sent.by_dtype,
+        "unattributed": list(sent.unattributed),
+        "all_reduce_bytes_per_step": all_reduce_bytes(num_parameters, n),
+        "paper_model": model(case.pair.partition("/")[0], shapes),
+    }
+
+
+def model(name: str, shapes: list[tuple[int, ...]]) -> float | None:
+    """What a worker would send by our model of the paper's counting, dense being 1.
+
+    Values of 32 bits, 16 if natural, and indices of 26; Rank-K has (m + n)⌊x·min(m, n)⌋
+    values. None where the model says nothing.
+
+    Examples:
+        >>> model("top10", [(8, 8)]), model("rank50_natural", [(8, 8)])
+        (0.18125, 0.5)
+    """
+    kind, _, coded = name.partition("_")
+    bits = 16 if coded == "natural" or kind == "natural" else 32
+    if kind in ("identity", "natural"):
+        return bits / 32
+    share = int("".join(filter(str.isdigit, kind)) or 0) / 100
+    if kind.startswith("top"):
+        return share * (bits + 26) / 32
+    if not kind.startswith("rank"):
+        return None
+    sent = sum(math.floor(share * min(s) + 1e-9) * sum(s) for s in shapes)
+    return sent * bits / 32 / sum(map(math.prod, shapes))
+
+
+def saving(entry: dict[str, Any]) -> float:
+    """How many times fewer bytes than a float32 all-reduce."""
+    return entry["all_reduce_bytes_per_step"] / entry["bytes_per_step"]
+
+
+def summary(entry: dict[str, Any]) -> str:
+    """A line to look at while it counts."""
+    how = "compiled" if entry["compiled"] else "traced"
+    return (
+        f"{entry['tree']} {entry['pair']} {entry['topology']} "
+        f"n={entry['num_workers']} {how}: {entry['bytes_per_step'] / 1e6:.3f} MB, "
+        f"{saving(entry):.2f}x"
+    )

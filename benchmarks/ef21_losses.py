@@ -134,7 +134,7 @@ def ef21_muon(
     falling = max(1.0, plan.warm_down * plan.num_steps)
 
     def rate(count: Any) -> Any:
-        left = (plan.num_steps - count) / jnp.float32(falling)
+        left = (plan.num_steps - jnp.asarray(count, jnp.float32)) / falling
         return peak * jnp.minimum(1.0, left)
 
     return dm.ef21_muon(

@@ -36,7 +36,7 @@ def write(options: argparse.Namespace, entry: dict[str, Any]) -> None:
 
 def count(options: argparse.Namespace) -> None:
     """The part `bytes`: one line for each tree, pair, topology and worker count."""
-    for case in ef21_bytes.cases(options.trees, options.workers, options.compiled):
+    for case in ef21_bytes.cases(options):
         entry = ef21_bytes.measure(case)
         write(options, entry)
         print(ef21_bytes.summary(entry), flush=True)
