@@ -88,7 +88,8 @@ def sorting(x: jax.Array) -> Any:
 def there(compressor: Compressor, both: bool, x: jax.Array, key: jax.Array) -> Any:
     """C of a matrix as a payload, or as what arrives."""
     payload = compressor.compress(x, key=key)
-    return compressor.decompress(payload, x.shape) if both else payload
+    m, n = x.shape
+    return compressor.decompress(payload, (m, n)) if both else payload
 
 
 # ------------------------------------------------------------------------------- step

@@ -113,8 +113,8 @@ def build(plan: Plan, name: str) -> Task:
         params = nanogpt.build(config, seed=seed)[1]
         return params, jax.jit(transformation(0.0, seed).init)(params)
 
-    held_out = text.validation_batch(
-        corpus.validation, plan.num_validation, plan.length
+    held_out = jnp.asarray(
+        text.validation_batch(corpus.validation, plan.num_validation, plan.length)
     )
 
     @jax.jit

@@ -95,7 +95,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     pairs += ["top10_natural/natural", "top10_natural/same", "top20_natural/same"]
     pairs += ["top30_natural/same", "rank10_natural/natural"]
     add("--pairs", nargs="+", default=pairs, metavar="WORKER/SERVER")
-    add("--rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
+    add("--rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     kinds: dict[str, Any] = {"momentum": float, "warm_down": share, "initial": str}
     for name, default in ef21_losses.Plan._field_defaults.items():
