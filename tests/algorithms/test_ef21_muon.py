@@ -109,7 +109,7 @@ def assert_mostly_close(actual, expected):
     """
     for name, e in expected.items():
         apart = np.abs(np.asarray(actual[name]) - e)
-        assert np.mean(apart > 1e-3) <= 0.05, name
+        assert np.mean(apart > 1e-3) <= 0.1, name
         assert apart.max() <= LR * RADIUS[name], name
 
 
@@ -464,7 +464,7 @@ def test_bad_arguments(without_type_checks):
     with pytest.raises(ValueError, match="`axis_name` must be a name, got 3"):
         make(2, TopK(0.2), axis_name=3)
     with pytest.raises(ValueError, match="none for 'tall'"):
-        make(2, [("a|c|head|v", Identity())]).init(float32(normal(0)))
+        make(2, [("^a$|c|head|v", Identity())]).init(float32(normal(0)))
     with pytest.raises(ValueError, match="at 'a'"):
         make(2, TopK(0.001)).init(float32(normal(0)))
     no_norm = dm.layers_by_path(None, [("a", None, 1.0), ("", norms.Spectral(), 1.0)])
