@@ -2,8 +2,8 @@
 
 Claim: all layers for the first fifth of the steps, then the last two alone
 (`freeze_out`), gets to full Muon's validation accuracies 1.5 to 2 times sooner in as
-many steps, and 1.1 to 1.6 times sooner in as much time. Uniform cutoffs do it 1.2 to 1.8
-times sooner in as many steps, not on CIFAR-10, and gain nothing in as much time.
+many steps, and 1.1 to 1.6 times sooner in as much time. Uniform cutoffs do it 1.2 to
+1.8 times sooner in as many steps, not on CIFAR-10, and gain nothing in as much time.
 
 Command: python -m benchmarks.drop_muon_cnn [--data mnist fashion_mnist cifar10]
     [--methods muon,uniform] [--seeds 0 1 2] [--steps 1000] [--budgets 4 8 16]
