@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from benchmarks import ef21_loop, record, report, timing, workers
@@ -163,6 +164,9 @@ def plot(path: Path, entries: list[dict[str, Any]]) -> None:
         left.plot([p["sent_bytes"] / 1e6 for p in history[1:]], at_x[1:], **style)
         right.plot([p["num_tokens"] for p in history], at_x, **style)
     left.set_xscale("log")
+    left.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(ticker.NullFormatter())
     left.set_xlabel("sent by each worker, both directions / MB")
     left.set_ylabel("validation loss at X / nats per character")
     right.set_xlabel("tokens, of all workers")
