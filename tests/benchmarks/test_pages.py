@@ -1,0 +1,105 @@
+"""Figures on the pages are those that the committed result lines give again."""
+
+import functools
+import itertools
+import pathlib
+import re
+
+import pytest
+
+from benchmarks import (
+    drop_cost,
+    drop_report,
+    ef21_losses_report,
+    ef21_report,
+    ef21_workers,
+    record,
+)
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = {"README.md": 11, "benchmarks/README.md": 100}  # and figures at least
+
+# What prints the tables of a file of result lines.
+PRINTERS = {
+    "drop_cost": lambda entries: map(drop_cost.table, entries),
+    "drop_muon_cnn": lambda entries: [drop_report.tables(entries)],
+    "ef21_workers": lambda entries: [ef21_workers.table(entries)],
+    "ef21_muon_bytes": ef21_report.tables_of_bytes,
+    "ef21_muon_cost": ef21_report.tables_of_cost,
+    "ef21_muon_losses": ef21_losses_report.tables,
+}
+MEASURED = re.compile(
+    r"-?\d[\d,.]*(?: \w{1,2}| %)? \(-?\d[\d,.]*(?: \w{1,2}| %)? … "
+    r"-?\d[\d,.]*(?: \w{1,2}| %)?\)"
+)
+
+
+def rows(text):
+    """Of all tables in a text: the cells, without the space that aligns them."""
+    lines = (line for line in text.splitlines() if line.startswith("|"))
+    return [
+        tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines
+    ]
+
+
+@functools.cache
+def printed():
+    """Every table that the result lines give."""
+    texts = []
+    for name, printer in PRINTERS.items():
+        path = RESULTS / f"{name}.jsonl"
+        if path.exists():
+            texts.extend(printer(record.read(path)))
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_medians_with_a_spread_are_printed_from_result_lines(page):
+    quoted = [
+        figure
+        for row in rows((ROOT / page).read_text())
+        for cell in row
+        for figure in MEASURED.findall(cell)
+    ]
+    assert len(quoted) >= PAGES[page]
+    known = set(MEASURED.findall(printed())) | step_times()
+    assert [figure for figure in quoted if figure not in known] == []
+
+
+def step_times():
+    """`step_time`'s page is put together from the ratios of several runs."""
+    found = set()
+    for entry in record.read(RESULTS / "step_time.jsonl"):
+        for measured in entry["optimizers"].values():
+            ratio = measured["step_time_ratio"]
+            median, first, third = (ratio[k] for k in ("median", "first", "third"))
+            found.add(f"{median:.2f} ({first:.2f} … {third:.2f})")
+    return found
+
+
+def test_tables_are_whole_and_as_printed():
+    known = rows(printed())
+    headers = {
+        row for row, rule in zip(known, known[1:], strict=False) if is_rule(rule)
+    }
+    page = rows((ROOT / "benchmarks" / "README.md").read_text())
+    checked, inside = 0, False
+    for row, rule in zip(page, [*page[1:], ()], strict=True):
+        if rule and is_rule(rule):
+            inside = row in headers
+            checked += inside
+        elif inside and not is_rule(row):
+            assert row in known
+    assert checked >= 9
+
+
+def is_rule(row):
+    return all(re.fullmatch(r":?-+:?", cell) for cell in row)
+
+
+def test_every_picture_is_there():
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", text):
+            assert (ROOT / page).parent.joinpath(link).is_file(), link
