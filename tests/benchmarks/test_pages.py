@@ -80,9 +80,7 @@ def step_times():
 
 def test_tables_are_whole_and_as_printed():
     known = rows(printed())
-    headers = {
-        row for row, rule in zip(known, known[1:], strict=False) if is_rule(rule)
-    }
+    headers = {row for row, rule in itertools.pairwise(known) if is_rule(rule)}
     page = rows((ROOT / "benchmarks" / "README.md").read_text())
     checked, inside = 0, False
     for row, rule in zip(page, [*page[1:], ()], strict=True):
