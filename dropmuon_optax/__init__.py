@@ -54,6 +54,7 @@ from dropmuon_optax.theory.smoothness import SmoothnessPoints as SmoothnessPoint
 from dropmuon_optax.theory.smoothness import measure_smoothness as measure_smoothness
 from dropmuon_optax.theory.smoothness import track_smoothness as track_smoothness
 from dropmuon_optax.views import View as View
+from dropmuon_optax.wire import count_traced_bytes as count_traced_bytes
 from dropmuon_optax.wire import count_wire_bytes as count_wire_bytes
 from dropmuon_optax.wire import local_params as local_params
 from dropmuon_optax.wire import worker_map as worker_map

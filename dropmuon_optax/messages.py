@@ -82,7 +82,10 @@ def read_mean(
     def add(total: Stacks, row: UInt8[Array, " size"]) -> tuple[Stacks, None]:
         return jax.tree.map(jnp.add, total, one(row)), None
 
-    total, _ = jax.lax.scan(add, one(received[0]), received[1:])
+    # Zero, made of the messages so as to vary over the same mesh axes as they do.
+    zero = (received[0, 0] & 0).astype(jnp.float32)
+    zeros = {s: jnp.full((counts[s], *shapes[s]), zero) for s in counts}
+    total, _ = jax.lax.scan(add, zeros, received)
     return jax.tree.map(lambda x: x / len(received), total)
 
 

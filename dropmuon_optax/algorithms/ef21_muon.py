@@ -58,8 +58,10 @@ def ef21_muon(
       axis_name: the axis of the workers.
       num_workers: n, its size. A single worker needs no axis.
       topology: "owner": every matrix has an owner, which gets its messages from all
-        workers, takes its LMO and broadcasts its step; "gather": every worker gets all
-        messages and is the server, which pays for few workers alone.
+        workers, takes its LMO and broadcasts its step (matrices of one shape share a
+        stack with a place for each worker, so that fewer matrices than workers leave
+        places empty, and these are sent too); "gather": every worker gets all messages
+        and is the server, which pays for few workers alone.
       local_axis_name: the axis of the devices of one worker, if it has several (a
         node): gradients are averaged over it densely, and messages carried together.
       constrained: whether X stays in the ball of its radius, as in `gluon`.

@@ -1,5 +1,6 @@
 """Collectives over compressed payloads, and counting their bytes."""
 
+from dropmuon_optax.wire.bytes import count_traced_bytes as count_traced_bytes
 from dropmuon_optax.wire.bytes import count_wire_bytes as count_wire_bytes
 from dropmuon_optax.wire.collectives import Axis as Axis
 from dropmuon_optax.wire.collectives import local_params as local_params
