@@ -13,6 +13,7 @@ from dropmuon_optax.compressors import (
     Identity,
     Natural,
     RankK,
+    ScaledSign,
     TopK,
 )
 
@@ -31,6 +32,7 @@ COMPRESSORS: dict[str, Compressor] = {
     "identity": Identity(),
     "bfloat16": BFloat16(),
     "natural": Natural(),
+    "scaled_sign": ScaledSign(),
     **{f"top{p}": TopK(p / 100) for p in (5, 10, 15, 20)},
     **{f"top{p}_natural": top(p) for p in (5, 10, 15, 20, 25, 30)},
     **{f"rank{p}": RankK(p / 100) for p in (5, 10, 20)},
