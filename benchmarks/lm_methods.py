@@ -253,7 +253,7 @@ def muon_layers(model: Model) -> Any:
     )
 
 
-# Of several values a factor of 2 apart, for the preset `tiny`; the README says how.
+# Where `lm_sweep` starts from; the README says what it found for the preset `micro`.
 OPTIMIZERS = {
     "muon": Entry(partial(plain, muon), 0.04),
     "scion": Entry(partial(plain, lambda m, rate: dm.scion(rate, m.layers)), 5e-4),
