@@ -34,7 +34,7 @@ COMPRESSORS: dict[str, Compressor] = {
     "natural": Natural(),
     "scaled_sign": ScaledSign(),
     **{f"top{p}": TopK(p / 100) for p in (5, 10, 15, 20)},
-    **{f"top{p}_natural": top(p) for p in (5, 10, 15, 20, 25, 30)},
+    **{f"top{p}_natural": top(p) for p in (5, 10, 15, 20, 30, 40, 50)},
     **{f"rank{p}": RankK(p / 100) for p in (5, 10, 20)},
     **{f"rank{p}_natural": rank(p) for p in (5, 10, 20)},
 }

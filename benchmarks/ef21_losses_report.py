@@ -163,5 +163,6 @@ def plot(entries: Entries) -> Figure:
     panels[0].set_xscale("log")
     panels[1].set_xscale("log")
     panels[0].set_ylabel("validation loss at X / nats per character")
-    figure.legend(loc="outside right upper", fontsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7)
     return figure

@@ -112,8 +112,10 @@ def agreement(entries: Entries) -> str:
 
 def plot_bytes(entries: Entries) -> Figure:
     """Savings against the number of workers, a panel for each tree."""
+    checked = {entry["tree"] for entry in entries if entry["compiled"]}
     trees = list(dict.fromkeys(entry["tree"] for entry in entries))
-    figure = Figure(figsize=(5.5 * len(trees), 4.5), layout="constrained")
+    trees = [tree for tree in trees if tree not in checked] or trees
+    figure = Figure(figsize=(1.5 + 5.5 * len(trees), 4.5), layout="constrained")
     panels = figure.subplots(1, len(trees), sharey=True, squeeze=False)[0]
     for axes, tree in zip(panels, trees, strict=True):
         own = [entry for entry in entries if entry["tree"] == tree]
@@ -139,9 +141,9 @@ def plot_bytes(entries: Entries) -> Figure:
         axes.set_title(f"GPT {tree}, {own[0]['num_parameters'] / 1e6:.1f} M parameters")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("times fewer bytes than a float32 all-reduce")
-    panels[0].legend(
-        title="solid: server the same; dotted: natural;\ndashed: gather", fontsize=8
-    )
+    title = "solid: server the same\ndotted: server natural\ndashed: gather"
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title=title, loc="outside right upper", fontsize=8)
     return figure
 
 
