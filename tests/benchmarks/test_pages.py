@@ -13,6 +13,7 @@ from benchmarks import (
     ef21_losses_report,
     ef21_report,
     ef21_workers,
+    lm_sweep,
     record,
 )
 
@@ -23,8 +24,10 @@ PAGES = {"README.md": 11, "benchmarks/README.md": 100}  # and figures at least
 # What prints the tables of a file of result lines.
 PRINTERS = {
     "drop_cost": lambda entries: map(drop_cost.table, entries),
+    "drop_muon_cnn_others": lambda entries: [drop_report.tables(entries)],
     "drop_muon_cnn": lambda entries: [drop_report.tables(entries)],
     "ef21_workers": lambda entries: [ef21_workers.table(entries)],
+    "nanogpt": lambda entries: [lm_sweep.table(entries)],
     "ef21_muon_bytes": ef21_report.tables_of_bytes,
     "ef21_muon_cost": ef21_report.tables_of_cost,
     "ef21_muon_losses": ef21_losses_report.tables,
