@@ -1,4 +1,4 @@
-"""Layer-wise LMO optimizers for JAX and Optax: Muon, Scion, Gluon.
+"""Layer-wise LMO optimizers for Optax: Muon, Scion, Gluon, Drop-Muon, EF21-Muon.
 
 >>> import jax.numpy as jnp
 >>> import dropmuon_optax as dm
