@@ -96,7 +96,7 @@ def tables(entries: Entries) -> list[str]:
     """One row for each pair and setting."""
     groups = groups_of(entries)
     header = ["workers/server", "rates tried", "best", "seeds", "loss at X, mean"]
-    header += ["range", "at W", "penalty", "saving by step", "to the end", "to server"]
+    header += ["range", "at W", "penalty", "saving at the end", "to server alone"]
     header += ["to one loss"]
     rows = []
     for group in groups:
@@ -106,7 +106,7 @@ def tables(entries: Entries) -> list[str]:
             continue
         losses = [run["final_validation_loss"] for run in group.entries]
         at_w = group.mean("final_validation_loss_of_w")
-        by_step, total, up, to_loss = savings(group, dense)
+        _, total, up, to_loss = savings(group, dense)
         rows.append(
             [
                 group.label,
@@ -117,7 +117,6 @@ def tables(entries: Entries) -> list[str]:
                 f"{min(losses):.3f} … {max(losses):.3f}",
                 "—" if at_w is None else f"{at_w:.3f}",
                 f"{penalty(group, dense):+.3f}",
-                f"{by_step:.2f}",
                 f"{total:.2f}",
                 f"{up:.2f}",
                 "—" if to_loss is None else f"{to_loss:.2f}",

@@ -84,15 +84,16 @@ FIRST = ("dense", "owner")
 
 
 def by_workers(entries: Entries) -> str:
-    """Savings by number of workers: all that is known of owner/same and gather."""
+    """Savings by number of workers, of what was counted with several numbers."""
     found = savings_of(entries)
     counts = sorted({n for _, _, n in found})
     names = list(dict.fromkeys((pair, topology) for pair, topology, _ in found))
     rows = []
     for pair, topology in names:
         cells = [found.get((pair, topology, n)) for n in counts]
-        if None not in cells:
-            rows.append([f"{pair}, {topology}", *(f"{cell:.2f}" for cell in cells)])
+        if len(cells) - cells.count(None) > 1:  # one is in the other table
+            shown = ("—" if cell is None else f"{cell:.2f}" for cell in cells)
+            rows.append([f"{pair}, {topology}", *shown])
     return report.format_table(["", *(f"n = {n}" for n in counts)], rows)
 
 
