@@ -17,7 +17,12 @@ import optax
 from jax.sharding import AbstractMesh, AxisType
 
 import dropmuon_optax as dm
-from benchmarks.ef21_compressors import COMPRESSORS, all_reduce_bytes, pair
+from benchmarks.ef21_compressors import (
+    COMPRESSORS,
+    SERVERS,
+    all_reduce_bytes,
+    pair,
+)
 from benchmarks.models import nanogpt
 from benchmarks.options import positive
 from dropmuon_optax.wire.bytes import count_traced_bytes
@@ -54,9 +59,11 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     for tree, n in itertools.product(options.trees, options.workers):
         names = options.compressors or (COMPRESSORS if n == ALL_AT else FEW)
         for name in names:
-            pairs = [f"{name}/{server}" for server in ("dense", "natural", "same")]
-            if name in ("identity", "natural"):
-                pairs.pop(1 if name == "natural" else 2)  # the same as another
+            pairs = [f"{name}/{server}" for server in SERVERS]
+            if name == "identity":
+                pairs.remove("identity/same")  # which is /dense
+            elif f"{name}/{name}" in pairs:
+                pairs.remove(f"{name}/{name}")  # which is /same
             rows = [(each, "owner") for each in pairs] + [(f"{name}/dense", "gather")]
             for each, topology in rows:
                 yield Case(tree, each, topology, n, False)

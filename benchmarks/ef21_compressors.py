@@ -38,7 +38,7 @@ COMPRESSORS: dict[str, Compressor] = {
     **{f"rank{p}": RankK(p / 100) for p in (5, 10, 20)},
     **{f"rank{p}_natural": rank(p) for p in (5, 10, 20)},
 }
-SERVERS = ("dense", "natural", "same")
+SERVERS = ("dense", "natural", "scaled_sign", "same")
 
 
 class Pair(NamedTuple):

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import ef21_losses_report, record, report
 from benchmarks.ef21_bytes import ALL_AT, FEW, saving
+from benchmarks.ef21_compressors import SERVERS
 
 BAR = 7.0  # times fewer bytes than a float32 all-reduce; twice that of a bfloat16 one
 
@@ -53,7 +54,7 @@ def by_compressor(entries: Entries) -> str:
     """What goes to the server, of a dense message; and savings by topology."""
     found = savings_of(entries)
     header = ["workers compress by", "to the server", "model of 3.4", "server dense"]
-    header += ["natural", "the same", "gather"]
+    header += ["natural", "scaled sign", "the same", "gather"]
     rows = []
     for entry in entries:
         worker, _, server = entry["pair"].partition("/")
@@ -63,11 +64,11 @@ def by_compressor(entries: Entries) -> str:
         own = entry["bytes_per_step_by_kind"]["all-to-all"]
         share = own / (entry["all_reduce_bytes_per_step"] / 2)
         guess = entry["paper_model"]
-        pairs = [(f"{worker}/{server}", "owner") for server in ("dense", "natural")]
+        pairs = [(f"{worker}/{server}", "owner") for server in SERVERS[:-1]]
         same = "dense" if worker == "identity" else "same"
         pairs += [(f"{worker}/{same}", "owner"), (f"{worker}/dense", "gather")]
-        if worker == "natural":
-            pairs[1] = pairs[2]
+        if worker in SERVERS:
+            pairs[SERVERS.index(worker)] = pairs[-2]
         times = [found.get((*pair, n)) for pair in pairs]
         rows.append(
             [

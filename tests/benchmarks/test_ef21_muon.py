@@ -28,14 +28,15 @@ def test_bytes_are_counted_alike_before_and_after_the_compiler(tmp_path, capsys)
     arguments += ["--compressors", "natural", "--output", str(tmp_path)]
     assert ef21_muon.main(arguments) == 0
     found = lines(tmp_path, "bytes")
-    assert len(found) == 6  # a dense server, a natural one, gather; each traced, then
-    assert [entry["compiled"] for entry in found] == [False, True] * 3
+    assert len(found) == 8  # three servers and gather; each traced, then compiled
+    assert [entry["compiled"] for entry in found] == [False, True] * 4
     for traced, compiled in zip(found[::2], found[1::2], strict=True):
         assert traced["bytes_per_step_by_kind"] == compiled["bytes_per_step_by_kind"]
         assert traced["unattributed"] == compiled["unattributed"] == []
     # Every matrix of this tree has a number of entries that 8 divides: 9 bits each.
-    np.testing.assert_allclose(ef21_bytes.saving(found[2]), 32 / 9)
-    assert "3 counts of both, 0 differ" in capsys.readouterr().out
+    (same,) = [entry for entry in found[::2] if entry["pair"] == "natural/same"]
+    np.testing.assert_allclose(ef21_bytes.saving(same), 32 / 9)
+    assert "4 counts of both, 0 differ" in capsys.readouterr().out
     assert (tmp_path / "ef21_muon_bytes.png").read_bytes().startswith(b"\x89PNG")
 
 
