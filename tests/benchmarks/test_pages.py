@@ -36,6 +36,7 @@ MEASURED = re.compile(
     r"-?\d[\d,.]*(?: \w{1,2}| %)? \(-?\d[\d,.]*(?: \w{1,2}| %)? … "
     r"-?\d[\d,.]*(?: \w{1,2}| %)?\)"
 )
+RANGE = re.compile(r"(?<![\d.])\d+\.\d+ … \d+\.\d+(?! ?%)")
 
 
 def rows(text):
@@ -68,6 +69,9 @@ def test_medians_with_a_spread_are_printed_from_result_lines(page):
     assert len(quoted) >= PAGES[page]
     known = set(MEASURED.findall(printed())) | step_times()
     assert [figure for figure in quoted if figure not in known] == []
+    ranges = set(RANGE.findall(printed())) | {RANGE.search(x)[0] for x in step_times()}
+    tables = "\n".join("|".join(row) for row in rows((ROOT / page).read_text()))
+    assert set(RANGE.findall(tables)) - ranges == set()
 
 
 def step_times():
