@@ -124,8 +124,8 @@ def model(name: str, shapes: list[tuple[int, ...]]) -> float | None:
     values. None where the model says nothing.
 
     Examples:
-        >>> model("top10", [(8, 8)]), model("rank50_natural", [(8, 8)])
-        (0.18125, 0.5)
+        >>> model("top25", [(8, 8)]), model("rank50_natural", [(8, 8)])
+        (0.453125, 0.5)
     """
     kind, _, coded = name.partition("_")
     bits = 16 if coded == "natural" or kind == "natural" else 32

@@ -123,7 +123,9 @@ def test_exact_rank_k_is_numpys(shape):
     x = gaussian(shape)
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     expected = (u[:, :5] * s[:5]) @ vt[:5]
-    np.testing.assert_allclose(decoded(RankK(5 / 24, exact=True), x), expected, 0, 1e-5)
+    # Singular values near 10 and vectors in float32, whose roundings depend on how
+    # many threads share a product.
+    np.testing.assert_allclose(decoded(RankK(5 / 24, exact=True), x), expected, 0, 1e-4)
 
 
 @pytest.mark.parametrize("warm_start", [False, True])
@@ -132,7 +134,10 @@ def test_rank_k_reproduces_what_has_that_rank(shape, warm_start, key):
     for rank in (1, 3, 5):
         x = gaussian((shape[0], rank)) @ gaussian((rank, shape[1]), 1)
         found = decoded(RankK(5 / 24, warm_start=warm_start), x, key)
-        assert np.linalg.norm(found - x) < 1e-4 * np.linalg.norm(x)
+        # Where the rank is below r, P's columns depend on each other, and the roundings
+        # of float32 go through an ill-conditioned inverse: some 3e-4, by the number of
+        # threads. A direction missed would be of the order of 1.
+        assert np.linalg.norm(found - x) < 2e-3 * np.linalg.norm(x)
 
 
 def test_rank_k_is_a_projection_of_its_matrix(key):
