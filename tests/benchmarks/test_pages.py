@@ -27,7 +27,10 @@ PRINTERS = {
     "drop_muon_cnn_others": lambda entries: [drop_report.tables(entries)],
     "drop_muon_cnn": lambda entries: [drop_report.tables(entries)],
     "ef21_workers": lambda entries: [ef21_workers.table(entries)],
-    "nanogpt": lambda entries: [lm_sweep.table(entries)],
+    "nanogpt": lambda entries: [
+        lm_sweep.table([e for e in entries if e["seed"] == 0]),
+        lm_sweep.table([e for e in entries if e["optimizer"] != "drop_muon"]),
+    ],
     "ef21_muon_bytes": ef21_report.tables_of_bytes,
     "ef21_muon_cost": ef21_report.tables_of_cost,
     "ef21_muon_losses": ef21_losses_report.tables,
