@@ -185,6 +185,25 @@ def fan_out_first(keys: Sequence[Any], ndim: int) -> bool:
     return named and ndim > 1 and not geometry.is_embedding(path_of(keys))
 
 
+def movable_norm(leaf: Leaf) -> Norm:
+    """The norm of a leaf that an oracle can move.
+
+    Raises:
+      ValueError: naming the leaf, if it has none or is no real floating-point array.
+    """
+    if leaf.layer.norm is None:
+        raise ValueError(
+            f"the leaf {leaf.path!r} must have a norm to be moved by an oracle, "
+            "got norm=None; send it elsewhere, with `optax.partition` or `muon`"
+        )
+    dtype = jnp.result_type(leaf.value)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"the leaf {leaf.path!r} must be real floating-point, got {dtype}"
+        )
+    return leaf.layer.norm
+
+
 def to_matrices(leaf: Leaf) -> Float[Array, "k m n"]:
     """A leaf as the matrices that its norm sees, those of `Stacked` layers in order.
 

@@ -16,6 +16,7 @@ from dropmuon_optax.leaves import (
     Leaf,
     from_matrices,
     join,
+    movable_norm,
     to_matrices,
 )
 from dropmuon_optax.meshes import gathered, has_auto, like, spread
@@ -104,16 +105,7 @@ def _key(member: _Member) -> Any:
 
 def _check(leaves: list[Leaf]) -> None:
     for leaf in leaves:
-        if leaf.layer.norm is None:
-            raise ValueError(
-                f"the leaf {leaf.path!r} must have a norm to be moved by an oracle, "
-                "got norm=None; send it elsewhere, with `optax.partition` or `muon`"
-            )
-        dtype = jnp.result_type(leaf.value)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"the leaf {leaf.path!r} must be real floating-point, got {dtype}"
-            )
+        movable_norm(leaf)
 
 
 def _stacked_oracle(members: list[_Member]) -> list[Float[Array, "k m n"]]:

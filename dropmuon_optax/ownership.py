@@ -19,7 +19,14 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax.compressors import BFloat16, Compressor, Identity
 from dropmuon_optax.compressors.rules import Rules, choose
-from dropmuon_optax.leaves import AdaptiveRadius, LayersFn, Leaf, Stacked, join
+from dropmuon_optax.leaves import (
+    AdaptiveRadius,
+    LayersFn,
+    Leaf,
+    Stacked,
+    join,
+    movable_norm,
+)
 from dropmuon_optax.norms import Norm, unscaled
 from dropmuon_optax.views import View
 
@@ -122,21 +129,13 @@ class Ownership:
     pieces: tuple[Piece, ...]
     stacks: tuple[Stack, ...]
 
-    def table(self, stack: int, members: Sequence[int]) -> np.ndarray:
+    def table(self, members: Sequence[int]) -> np.ndarray:
         """Members by owner and place, int (n, t); −1 where an owner has fewer."""
-        lists = [[j for j in members if j % self.num_owners == o] for o in self._owners]
+        n = self.num_owners
+        lists = [[j for j in members if j % n == owner] for owner in range(n)]
         width = max(map(len, lists))
         rows = [row + [-1] * (width - len(row)) for row in lists]
-        return np.array(rows, np.int32).reshape(self.num_owners, width)
-
-    def everything(self) -> list[np.ndarray]:
-        """The tables of all members."""
-        counts = [len(stack.radii) for stack in self.stacks]
-        return [self.table(s, range(count)) for s, count in enumerate(counts)]
-
-    @property
-    def _owners(self) -> range:
-        return range(self.num_owners)
+        return np.array(rows, np.int32).reshape(n, width)
 
 
 def own(
@@ -161,7 +160,6 @@ def own(
       ValueError: if a leaf has no norm, is no real floating-point array, or a
         compressor doesn't fit it; naming its path.
     """
-    pieces: list[Piece] = []
     keys: dict[Any, int] = {}
     radii: list[list[tuple[float, ...]]] = []
     leaves = join(layers, params)
@@ -179,9 +177,8 @@ def own(
         number = keys.setdefault(key, len(keys))
         if number == len(radii):
             radii.append([])
-        count = piece.count
         found[i] = dataclasses.replace(piece, stack=number, first=len(radii[number]))
-        radii[number].extend([columns] * count)
+        radii[number].extend([columns] * piece.count)
     pieces = [found[i] for i in range(len(leaves))]
     stacks = [
         dataclasses.replace(stack, radii=tuple(column))
@@ -198,16 +195,7 @@ def _index(leaf: Leaf) -> int:
 
 def _piece(leaf: Leaf, num_blocks: int) -> tuple[Piece, tuple[int, int], Any]:
     """The leaf's piece, the shape of its members, and that of its whole matrices."""
-    dtype = jnp.result_type(leaf.value)
-    if leaf.layer.norm is None:
-        raise ValueError(
-            f"the leaf {leaf.path!r} must have a norm to be moved by an oracle, got "
-            "norm=None; send it elsewhere, with `optax.partition`"
-        )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"the leaf {leaf.path!r} must be real floating-point, got {dtype}"
-        )
+    norm = movable_norm(leaf)
     shape = jnp.shape(leaf.value)
     rows = shape[0] if isinstance(leaf.layer, Stacked) else 0
     batch, m, n = leaf.view.matrix_shape(shape[1:] if rows else shape)
@@ -220,7 +208,7 @@ def _piece(leaf: Leaf, num_blocks: int) -> tuple[Piece, tuple[int, int], Any]:
     blocks = 1 if axis is None else num_blocks
     if axis is not None:
         m, n = (-(-m // blocks), n) if axis == 0 else (m, -(-n // blocks))
-    norm, _ = unscaled(leaf.layer.norm, whole)
+    norm, _ = unscaled(norm, whole)
     flips = m > n and norm.symmetric
     piece = Piece(leaf.path, shape, leaf.view, rows, axis, blocks, flips)
     count = batch * max(rows, 1) * blocks

@@ -95,7 +95,7 @@ def select(ownership: Ownership, parts: Sequence[Part] | None = None) -> Selecti
     for piece, part in zip(ownership.pieces, parts, strict=True):
         if any(part):
             members.setdefault(piece.stack, []).extend(_members(piece, part))
-    tables = {s: ownership.table(s, sorted(members[s])) for s in sorted(members)}
+    tables = {s: ownership.table(sorted(members[s])) for s in sorted(members)}
     return Selection(ownership, list(parts), tables)
 
 

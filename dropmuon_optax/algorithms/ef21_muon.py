@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from dropmuon_optax import checks
 from dropmuon_optax.algorithms.ef21 import ef21
-from dropmuon_optax.algorithms.gluon import add_weights, descend
+from dropmuon_optax.algorithms.gluon import add_weights, descend, effective_decay
 from dropmuon_optax.compressors import Compressor, Identity
 from dropmuon_optax.compressors.rules import Rules
 from dropmuon_optax.ef21_state import EF21State, iterate
@@ -67,7 +67,7 @@ def ef21_muon(
       constrained: whether X stays in the ball of its radius, as in `gluon`.
       weight_decay: λ ≥ 0, decoupled: X ← X − γλX besides. Not in the paper.
       initial: "zeros": M_j⁻¹ = 0; or "gradient": M_j⁰ is the first gradient, so that
-        G_j⁰ = 𝒞_j(∇f_j(W⁰)) (the paper sends that one gradient dense).
+        G_j⁰ = 𝒞_j(∇f_j(W⁰)) (the paper begins at G_j⁰ = ∇f_j(W⁰) itself).
       momentum_dtype: dtype of M_j; None is the parameters'. G_j and G are float32.
       num_layers: as in `drop_layers`, for an `update` with `active`.
       key: a Threefry key, typed or raw, for random compressors.
@@ -95,21 +95,15 @@ def ef21_muon(
       (64, 64)
 
     References:
-      Gruntkowska, Gaponov, Tovmasyan, Richtárik, Error feedback for Muon and friends,
-      arXiv:2510.00643.
+      EF21-Muon, arXiv:2510.00643.
     """
     checks.in_range("learning_rate", learning_rate, 0.0)
-    checks.in_range("weight_decay", weight_decay, 0.0)
-    if constrained and checks.is_concrete(weight_decay) and weight_decay != 0:
-        raise ValueError(
-            "`weight_decay` must be 0 where `constrained` is True (the step shrinks X "
-            f"by 1 − γ already), got {weight_decay!r}"
-        )
+    decay = effective_decay(weight_decay, constrained)
     if server_compressor not in (None, Identity()):
         layers = _warned(layers)
     inner = optax.chain(
         scale_by_oracle(),
-        add_weights(1.0 if constrained else weight_decay),
+        add_weights(decay),
         descend(learning_rate),
     )
     return ef21(

@@ -69,22 +69,30 @@ def gluon(
       Riabinin, Shulgin, Gruntkowska, Richtárik, Gluon, arXiv:2505.13416, Algorithm 1.
     """
     checks.in_range("learning_rate", learning_rate, 0.0)
-    checks.in_range("weight_decay", weight_decay, 0.0)
-    if constrained and checks.is_concrete(weight_decay) and weight_decay != 0:
-        raise ValueError(
-            "`weight_decay` must be 0 where `constrained` is True (the step shrinks X "
-            f"by 1 − γ already), got {weight_decay!r}"
-        )
+    decay = effective_decay(weight_decay, constrained)
     if layers is None:
         layers = layers_by_path(None, ball_geometry if constrained else scion_geometry)
-    # The Frank–Wolfe step −γ(−LMO + X) is a plain one with a weight decay of 1.
-    decay = 1.0 if constrained else weight_decay
     return optax.chain(
         scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
         scale_by_lmo(layers),
         add_weights(decay),
         descend(learning_rate),
     )
+
+
+def effective_decay(weight_decay: ArrayLike, constrained: bool) -> ArrayLike:
+    """The λ of a step: the Frank–Wolfe step −γ(−LMO + X) is a plain one with λ = 1.
+
+    Raises:
+      ValueError: if `weight_decay` is negative, or given to a constrained step.
+    """
+    checks.in_range("weight_decay", weight_decay, 0.0)
+    if constrained and checks.is_concrete(weight_decay) and weight_decay != 0:
+        raise ValueError(
+            "`weight_decay` must be 0 where `constrained` is True (the step shrinks X "
+            f"by 1 − γ already), got {weight_decay!r}"
+        )
+    return 1.0 if constrained else weight_decay
 
 
 class MomentumState(NamedTuple):
