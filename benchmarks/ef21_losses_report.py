@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks import report
 from benchmarks.ef21_compressors import all_reduce_bytes
 from benchmarks.ef21_losses import Plan, order
-from benchmarks.lm_sweep import reached
+from benchmarks.lm_sweep_report import reached
 
 DENSE = "identity/dense"
 

@@ -23,6 +23,7 @@ AXIS = "data"  # of the devices, over which a batch is spread
 # Embedding and head move by AdamW at this share of Muon's learning rate, in both Muons.
 ADAM_SHARE = 0.1
 TOP_SHARE = 0.1  # of the entries of a message that EF21-Muon sends
+FREEZE_FROM = 0.5  # of the steps, by `staged`
 ADAM_B2 = 0.95  # Keller Jordan's for these; Optax's Muon would take 0.999
 
 Rate = Float[Array, ""]
@@ -38,6 +39,7 @@ class Model(NamedTuple):
     mesh: jax.sharding.Mesh  # along AXIS
     radius: float = nanogpt.HIDDEN_RADIUS
     sign_radius: float = nanogpt.SIGN_RADIUS
+    estimated: Any = None  # `layers` with measured radii, see `lm_radii`
 
     @property
     def layers(self) -> Any:
@@ -55,8 +57,10 @@ class Method(NamedTuple):
 
     init: Callable[[Any, int], Any]  # (params, seed) -> optimizer's state, on the mesh
     step: Any  # jitted (params, state, rate, tokens) -> (params, state, loss)
-    active_at: Callable[[int, int], Hashable]  # (seed, step) -> static `active` or None
+    # (seed, step, number of steps) -> static `active` or None
+    active_at: Callable[[int, int, int], Hashable]
     evaluated: Callable[[Any, Any], Any]  # (params, state) -> weights to evaluate
+    radii: dict[str, Any] | None = None  # how its radii were measured, for the record
 
 
 class Entry(NamedTuple):
@@ -64,6 +68,7 @@ class Entry(NamedTuple):
 
     build: Callable[[Model], Method]
     learning_rate: float
+    on_estimates: bool = False  # whether `Model.estimated` has to be there
 
 
 def build_loss(model: Model) -> Callable[..., Float[Array, ""]]:
@@ -114,20 +119,39 @@ def plain(build: Callable[[Model, Any], Any], model: Model) -> Method:
             build(model, lambda count: 0.0).init(params), model.mesh
         ),
         step=step,
-        active_at=lambda seed, step: None,
+        active_at=lambda seed, step, num_steps: None,
         evaluated=lambda params, state: params,
     )
 
 
-def dropping(model: Model) -> Method:
-    """Drop-Muon: uniform progressive sampling, backpropagation cut where it may be."""
-    sampling = dm.samplings.Progressive()
+def uniform(num_layers: int, num_steps: int) -> Any:
+    """The sampling of Drop-Muon's experiments: a uniform progressive cutoff."""
+    del num_layers, num_steps
+    return dm.samplings.Progressive()
+
+
+def staged(num_layers: int, num_steps: int) -> Any:
+    """All layers for a share of the steps, then the upper half of them alone."""
+    later = dm.samplings.Progressive(tuple(np.eye(num_layers)[num_layers // 2]))
+    first = max(1, round(FREEZE_FROM * num_steps))
+    return dm.samplings.Staged(((0, dm.samplings.Full()), (first, later)))
+
+
+def dropping(sampling_of: Callable[[int, int], Any], model: Model) -> Method:
+    """Drop-Muon, its backpropagation cut where it may be.
+
+    Args:
+        sampling_of: (number of layers, number of steps) -> sampling.
+        model: What to train.
+    """
     num_layers = len(nanogpt.layer_order(model.config))
+    sampling = cache(partial(sampling_of, num_layers))
     key_of = cache(jax.random.key)  # the same object, so that it is fetched once
     any_key = key_of(0)  # drawn here: not inside the trace of a step
 
     def transformation(rate: Any, key: jax.Array):
-        return dm.drop_muon(rate, model.layers, sampling, key=key)
+        # `active` is given at every step: this sampling is never drawn from.
+        return dm.drop_muon(rate, model.layers, dm.samplings.Full(), key=key)
 
     @partial(jax.jit, static_argnames="active", donate_argnums=(0, 1))
     def step(params: Any, state: Any, rate: Rate, tokens: Tokens, *, active: Any):
@@ -143,8 +167,8 @@ def dropping(model: Model) -> Method:
             transformation(lambda count: 0.0, key_of(seed)).init(params), model.mesh
         ),
         step=step,
-        active_at=lambda seed, step: dm.active_layers(
-            sampling, num_layers, key_of(seed), step
+        active_at=lambda seed, step, num_steps: dm.active_layers(
+            sampling(num_steps), num_layers, key_of(seed), step
         ),
         evaluated=lambda params, state: params,
     )
@@ -198,7 +222,7 @@ def compressed(model: Model) -> Method:
     return Method(
         init=init,
         step=step,
-        active_at=lambda seed, step: None,
+        active_at=lambda seed, step, num_steps: None,
         evaluated=jax.jit(
             lambda params, state: dm.ef21_muon_eval_params(state, params)
         ),
@@ -217,6 +241,7 @@ def muon(model: Model, rate: optax.Schedule) -> Any:
         muon_layers(model),
         adam_learning_rate=lambda count: ADAM_SHARE * rate(count),
         adam_b2=ADAM_B2,
+        adam_nesterov=True,  # as Optax's, so that matrices alone make a difference
     )
 
 
@@ -227,6 +252,13 @@ def optax_muon(model: Model, rate: optax.Schedule) -> Any:
         adam_learning_rate=lambda count: ADAM_SHARE * rate(count),
         adam_b2=ADAM_B2,
     )
+
+
+def on_theory(model: Model, rate: optax.Schedule) -> Any:
+    """Gluon on radii by Theorem 1 at each step: the theory's learning rate is 1."""
+    if model.estimated is None:
+        raise ValueError("`model` must have measured radii, `estimated`, got None")
+    return dm.gluon(rate, model.estimated)
 
 
 def matrix_axes(params: Any) -> Any:
@@ -258,7 +290,9 @@ OPTIMIZERS = {
     "muon": Entry(partial(plain, muon), 0.04),
     "scion": Entry(partial(plain, lambda m, rate: dm.scion(rate, m.layers)), 5e-4),
     "gluon": Entry(partial(plain, lambda m, rate: dm.gluon(rate, m.layers)), 5e-4),
-    "drop_muon": Entry(dropping, 5e-4),
+    "gluon_theory": Entry(partial(plain, on_theory), 1.0, on_estimates=True),
+    "drop_muon": Entry(partial(dropping, uniform), 5e-4),
+    "drop_muon_staged": Entry(partial(dropping, staged), 5e-4),
     "ef21_muon": Entry(compressed, 5e-4),
     "optax_muon": Entry(partial(plain, optax_muon), 0.04),
     "adamw": Entry(partial(plain, lambda m, rate: optax.adamw(rate)), 4e-3),

@@ -10,29 +10,33 @@ Expected: the README beside this file.
 
 1. Each optimizer trains for --sweep-steps at its default learning rate times each of
    --factors, and from the best on at a factor of 2 until it has a neighbor on both
-   sides; the best final validation loss counts.
-   (--rates gives those that are known, and skips this.)
+   sides; the best final validation loss counts. Each of these runs is a line of
+   `nanogpt_rates.jsonl`; what stands there, with the same settings, isn't run again.
+   (--rates gives those that are known, and skips this; --sweep-only ends here.)
 2. At its best rate each trains for --steps with every seed. The runs of a seed take
    turns, evaluation by evaluation, there and back, so that a slow spell of the machine
    hits all; times are compared inside a turn.
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import lm_options, lm_report, lm_train, nanogpt, record, report, timing
+from benchmarks import (
+    lm_options,
+    lm_report,
+    lm_sweep_report,
+    lm_train,
+    nanogpt,
+    record,
+)
 from benchmarks.lm_methods import OPTIMIZERS, Method
 from benchmarks.options import positive
 
 MAX_RATES = 8  # of one optimizer
-BASE = "optax_muon"  # whose time the others' is compared with, if it runs
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -55,6 +59,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="learning rates that are known already: these optimizers aren't swept",
     )
     parser.add_argument("--sweep-steps", type=positive, help="default: half of --steps")
+    parser.add_argument("--sweep-only", action="store_true", help="no runs at the best")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     lm_options.add_common(parser)
     options = parser.parse_args(arguments)
@@ -67,11 +72,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
     task = nanogpt.build_task(options)
-    methods = {name: OPTIMIZERS[name].build(task.model) for name in options.optimizers}
+    first = nanogpt.plan_of(options, 0.0, options.seeds[0])
+    methods = {
+        name: nanogpt.build_method(task, name, first) for name in options.optimizers
+    }
     origin = record.provenance(seed=options.seeds[0])
     tried = {
         name: sweep(options, task, name, method) for name, method in methods.items()
     }
+    if options.sweep_only:
+        return 0
     best = {
         name: min(losses, key=lambda r: losses[r]) for name, losses in tried.items()
     }
@@ -127,16 +137,39 @@ def sweep(
         plan = nanogpt.plan_of(options, rate, seed)._replace(
             num_steps=options.sweep_steps, num_evaluations=1
         )
-        run = lm_train.Run(task, name, method, plan)
-        total = plan.num_steps * plan.batch_size * plan.length
-        label = f"{name} at {rate:g}"
-        with tqdm(total=total, unit=" tokens", unit_scale=True, desc=label) as bar:
-            for point in run.advance(bar):
-                bar.set_postfix_str(lm_report.loss(point.validation_loss))
-        found = run.history[-1].validation_loss
+        found = final_loss(options, task, name, method, plan)
         losses[rate] = float("inf") if found is None else found
         waiting = waiting or beyond(losses)
     return losses
+
+
+def final_loss(
+    options: argparse.Namespace,
+    task: lm_train.Task,
+    name: str,
+    method: Method,
+    plan: lm_train.Plan,
+) -> float | None:
+    """Validation loss after the last step: as recorded, else by a run; None: no number.
+
+    A run is recorded at once, so that an interrupted sweep loses one run at most.
+    """
+    settings = nanogpt.settings(options, name, plan)
+    lines = options.output / "nanogpt_rates.jsonl"
+    for entry in record.read(lines):
+        if settings.items() <= entry.items():
+            return entry["final_validation_loss"]
+    run = lm_train.Run(task, name, method, plan)
+    total = plan.num_steps * plan.batch_size * plan.length
+    label = f"{name} at {plan.learning_rate:g}"
+    with tqdm(total=total, unit=" tokens", unit_scale=True, desc=label) as bar:
+        for point in run.advance(bar):
+            bar.set_postfix_str(lm_report.loss(point.validation_loss))
+    found = run.history[-1].validation_loss
+    origin = record.provenance(seed=plan.seed)
+    entry = {**settings, "final_validation_loss": found, **origin}
+    record.append(lines, {"benchmark": "lm_sweep_rates", **entry})
+    return found
 
 
 def beyond(losses: dict[float, float]) -> list[float]:
@@ -174,108 +207,13 @@ def compare(
     return runs
 
 
-# ------------------------------------------------------------------------- reporting
-
-
 def finish(options: argparse.Namespace, entries: list[dict[str, Any]]) -> None:
     """Prints the tables and draws the picture."""
     title = f"{options.data}, {options.preset}, seeds {options.seeds}"
     picture = options.output / f"nanogpt_{options.data}_{options.preset}.png"
     lm_report.plot(picture, entries, title)
-    print(f"\n{title}\n\n{table(entries)}\n")
+    print(f"\n{title}\n\n{lm_sweep_report.table(entries)}\n")
     print(f"lines: {options.output / 'nanogpt.jsonl'}\npicture: {picture}")
-
-
-def table(entries: list[dict[str, Any]]) -> str:
-    """One row for each optimizer: loss over the seeds, time and FLOPs beside BASE's."""
-    groups = by_optimizer(entries)
-    base = groups.get(BASE, next(iter(groups.values())))
-    header = ["optimizer", "rates tried", "best", "validation loss, mean", "range"]
-    header += [f"time of {base[0]['optimizer']}'s", "FLOPs", "to its loss: tokens"]
-    header += ["time", "FLOPs"]
-    rows = []
-    for name, group in groups.items():
-        losses = [entry["final_validation_loss"] for entry in group]
-        finite = [loss for loss in losses if loss is not None]
-        mean = statistics.fmean(finite) if len(finite) == len(losses) else None
-        ratio = time_ratio(group, base)
-        rows.append(
-            [
-                name,
-                ", ".join(f"{rate:g}" for rate, _ in group[0]["rates_tried"]),
-                f"{group[0]['learning_rate']:g}",
-                lm_report.loss(mean),
-                f"{min(finite):.4f} … {max(finite):.4f}" if finite else "—",
-                f"{ratio.median:.2f} ({ratio.first:.2f} … {ratio.third:.2f})",
-                f"{group[0]['num_flops'] / base[0]['num_flops']:.2f}",
-                *(
-                    share(to_loss(group, base, key))
-                    for key in ("num_tokens", "train_time_s", "num_flops")
-                ),
-            ]
-        )
-    return report.format_table(header, rows)
-
-
-def by_optimizer(entries: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each optimizer, one for each seed."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for entry in entries:
-        groups.setdefault(entry["optimizer"], []).append(entry)
-    return groups
-
-
-def time_ratio(
-    group: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]
-) -> timing.Quartiles:
-    """A step's time over that of the base in the same turn; all turns, all seeds."""
-    key = "stretch_step_times_s"
-    pairs = [
-        pair
-        for own, other in zip(group, base, strict=True)
-        for pair in zip(own[key], other[key], strict=True)
-    ]
-    return timing.quartiles([own / other for own, other in pairs])
-
-
-def to_loss(
-    group: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], key: str
-) -> float | None:
-    """What an optimizer spends to reach the base's final loss, over what the base does.
-
-    The loss is the higher one of the two ends, so that both reach it; between two
-    evaluations it is taken to fall on a line. The median over the seeds.
-    """
-    ratios = []
-    for own, other in zip(group, base, strict=True):
-        ends = [own["final_validation_loss"], other["final_validation_loss"]]
-        if None in ends:
-            return None
-        spent = [reached(run["history"], key, max(ends)) for run in (own, other)]
-        ratios.append(spent[0] / spent[1])
-    return statistics.median(ratios)
-
-
-def reached(history: Sequence[dict[str, Any]], key: str, loss: float) -> float:
-    """`history[…][key]` where the validation loss first falls to `loss`.
-
-    Examples:
-        >>> losses = enumerate([4.0, 3.0, 1.0])
-        >>> history = [{"step": i, "validation_loss": loss} for i, loss in losses]
-        >>> reached(history, "step", 2.0)
-        1.5
-    """
-    for before, after in pairwise(history):
-        if after["validation_loss"] <= loss:
-            high, low = before["validation_loss"], after["validation_loss"]
-            part = min(1.0, (high - loss) / (high - low)) if high > low else 1.0
-            return before[key] + part * (after[key] - before[key])
-    return float(np.nan)
-
-
-def share(value: float | None) -> str:
-    """A ratio to two digits behind the point."""
-    return "—" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -189,17 +189,22 @@ class Run:
             if start >= begun:
                 yield self.stretch(start, stop, bar)
 
+    def active_at(self, step: int) -> Hashable:
+        """The layers that move in a step; None where there is no choice."""
+        plan = self.plan
+        return self.method.active_at(plan.seed, step, plan.num_steps)
+
     def compile_all(self) -> None:
         """Compiles the programs of all steps, which `advance` would do on the way."""
         plan, method = self.plan, self.method
-        sets = (method.active_at(plan.seed, step) for step in range(plan.num_steps))
+        sets = (self.active_at(step) for step in range(plan.num_steps))
         for active in dict.fromkeys(sets):
             prepare(self.task, self.name, method, plan, active, self.state)
 
     def stretch(self, start: int, stop: int, bar: tqdm | None) -> Point:
         """Takes steps `start`, …, `stop` − 1, and evaluates."""
         task, plan, method = self.task, self.plan, self.method
-        sets = [method.active_at(plan.seed, step) for step in range(start, stop)]
+        sets = [self.active_at(step) for step in range(start, stop)]
         programs = {
             active: prepare(task, self.name, method, plan, active, self.state)
             for active in dict.fromkeys(sets)
@@ -288,5 +293,6 @@ def measurements(run: Run) -> dict[str, Any]:
         "num_programs": len(programs),
         "peak_memory_bytes": max((p.peak_memory_bytes for p in programs), default=None),
         "num_restored_points": run.num_restored,
+        "radii": run.method.radii,
         "history": [point._asdict() for point in run.history],
     }

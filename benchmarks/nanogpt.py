@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from benchmarks import lm_report, lm_train, record, text, workers
+from benchmarks import lm_radii, lm_report, lm_train, record, text, workers
 from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_methods import OPTIMIZERS, Model
+from benchmarks.lm_methods import OPTIMIZERS, Method, Model
 from benchmarks.lm_options import parse
 from benchmarks.models import nanogpt, nanogpt_scan
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     rate = options.lr or OPTIMIZERS[options.optimizer].learning_rate
     plan = plan_of(options, rate, options.seeds[0])
     origin = record.provenance(seed=options.seeds[0])
-    method = OPTIMIZERS[options.optimizer].build(task.model)
+    method = build_method(task, options.optimizer, plan)
     with open_store(options, plan) as store:
         run = lm_train.Run(task, options.optimizer, method, plan, store)
         if run.num_restored:
@@ -81,6 +81,14 @@ def build_task(options: argparse.Namespace) -> lm_train.Task:
     mesh = lm_train.mesh_of(jax.devices())
     model = Model(config, apply, scanned, mesh, options.radius, options.sign_radius)
     return lm_train.Task(model, corpus, draw=lambda seed: build(seed)[1])
+
+
+def build_method(task: lm_train.Task, name: str, plan: lm_train.Plan) -> Method:
+    """The optimizer of that name; if it runs on measured radii, these first."""
+    entry, model, radii = OPTIMIZERS[name], task.model, None
+    if entry.on_estimates:
+        model, radii = lm_radii.with_radii(task, plan)
+    return entry.build(model)._replace(radii=radii)
 
 
 def padded_vocabulary(corpus: text.Corpus) -> int:

@@ -38,6 +38,7 @@ def muon(
     adam_b1: ArrayLike = 0.9,
     adam_b2: ArrayLike = 0.95,
     adam_eps: ArrayLike = 1e-10,
+    adam_nesterov: bool = False,
     adam_weight_decay: ArrayLike | None = None,
     momentum_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -56,6 +57,8 @@ def muon(
       adam_b1: AdamW's decay of the first moment.
       adam_b2: AdamW's decay of the second moment.
       adam_eps: AdamW's ε.
+      adam_nesterov: whether AdamW's first moment is Nesterov's too (NAdam), as Optax's
+        Muon has it.
       adam_weight_decay: AdamW's weight decay; None is `weight_decay`.
       momentum_dtype: dtype of Muon's buffer; None is the parameters'.
 
@@ -87,8 +90,11 @@ def muon(
         add_weights(weight_decay),
         descend(learning_rate),
     )
+    adam = optax.scale_by_adam(
+        b1=adam_b1, b2=adam_b2, eps=adam_eps, nesterov=adam_nesterov
+    )
     rest = optax.chain(
-        _in_wide_dtype(optax.scale_by_adam(b1=adam_b1, b2=adam_b2, eps=adam_eps)),
+        _in_wide_dtype(adam),
         add_weights(weight_decay if adam_weight_decay is None else adam_weight_decay),
         descend(learning_rate if adam_learning_rate is None else adam_learning_rate),
     )

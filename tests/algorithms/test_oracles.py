@@ -84,14 +84,21 @@ def is_adam(name):
     return name in ("bias", "head/kernel", "embed/table")
 
 
-def muon_box(orthogonalize, *, nesterov, decay, schedule):
+def muon_box(orthogonalize, *, nesterov, decay, schedule, adam_nesterov=False):
     def step_of(name, x):
         k = [0]
 
         def adam(x, state, g):
-            lr = schedule(state[2])
             return boxes.adamw_step(
-                x, state, g, lr=lr, b1=0.9, b2=0.95, eps=1e-10, decay=decay
+                x,
+                state,
+                g,
+                lr=schedule(state[2]),
+                b1=0.9,
+                b2=0.95,
+                eps=1e-10,
+                decay=decay,
+                nesterov=adam_nesterov,
             )
 
         def muon(x, m, g):
@@ -126,8 +133,9 @@ def exact_muon_layers():
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("adam_nesterov", [True, False])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_muon_with_exact_polar_factors(nesterov, decay):
+def test_muon_with_exact_polar_factors(nesterov, adam_nesterov, decay):
     schedule = lambda k: 0.1 - 0.0045 * jnp.asarray(k, "float64")  # noqa: E731
     box = run_box(
         muon_box(
@@ -135,11 +143,16 @@ def test_muon_with_exact_polar_factors(nesterov, decay):
             nesterov=nesterov,
             decay=decay,
             schedule=lambda k: 0.1 - 0.0045 * k,
+            adam_nesterov=adam_nesterov,
         )
     )
     with jax.enable_x64():
         tx = dm.muon(
-            schedule, exact_muon_layers(), nesterov=nesterov, weight_decay=decay
+            schedule,
+            exact_muon_layers(),
+            nesterov=nesterov,
+            weight_decay=decay,
+            adam_nesterov=adam_nesterov,
         )
         assert_agree(run_ours(tx, "float64"), box, 1e-10)
 

@@ -12,13 +12,18 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import dropmuon_optax as dm
 from benchmarks import (
     lm_costs,
+    lm_methods,
     lm_options,
+    lm_radii,
     lm_report,
     lm_sweep,
+    lm_sweep_report,
     lm_train,
     nanogpt,
     text,
@@ -87,7 +92,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 
 def run_of(task, name, plan, store=None):
-    return lm_train.Run(task, name, OPTIMIZERS[name].build(task.model), plan, store)
+    return lm_train.Run(task, name, nanogpt.build_method(task, name, plan), plan, store)
 
 
 @pytest.mark.parametrize("name", ["drop_muon", "adamw"])
@@ -234,7 +239,75 @@ def test_a_text_without_the_tokenizer_is_refused():
         nanogpt.build_task(options("--data", "wiki", "--tokens", "char"))
 
 
+# --------------------------------------------------------------------------- radii
+
+
+def test_radii_are_those_that_one_step_of_gluon_shows(monkeypatch):
+    """With one pair measured, L⁰ + L¹‖∇f‖⋆ is its L̂; by NumPy's SVD."""
+    monkeypatch.setattr(lm_radii, "PILOT_STEPS", 3)
+    monkeypatch.setattr(lm_radii, "PILOT_EVERY", 3)
+    monkeypatch.setattr(lm_radii, "PILOT_SHARE", 0.01)  # first steps bend much
+    chosen = options("--steps", "9")
+    task, plan = nanogpt.build_task(chosen), nanogpt.plan_of(chosen, 1.0, 0)
+    model, note = lm_radii.with_radii(task, plan)
+
+    gluon = dm.gluon(OPTIMIZERS["gluon"].learning_rate, task.model.layers)
+    params = task.draw(0)
+    state, gradient = gluon.init(params), jax.grad(lm_methods.build_loss(task.model))
+    for step in range(3):
+        before, tokens = params, lm_train.batch_of(task, plan, step)[0]
+        updates, state = gluon.update(gradient(before, tokens), state, before)
+        params = optax.apply_updates(before, updates)
+    near = jax.tree.map(lambda x, y: x + 0.01 * (y - x), before, params)
+    old, new = gradient(before, tokens), gradient(near, tokens)
+    for block in ("block_0", "block_1"):  # square matrices: plain spectral norms
+        was, now, x, y = (
+            np.float64(tree[block]["attention"]["key"]["kernel"])
+            for tree in (old, new, before, near)
+        )
+        change, size = (np.linalg.norm(m, "nuc") for m in (now - was, now))
+        path = f"{block}/attention/key/kernel"
+        (fit,) = (fit for fit in note["fits"] if fit["path"] == path)
+        length = np.linalg.norm(y - x, 2)
+        # Gradients in float32 are known to 1e-6, and differ here by some 1e-3.
+        assert fit["honesty"] == pytest.approx(change / size, rel=1e-2)
+        assert fit["l0"] + fit["l1"] * size == pytest.approx(change / length, rel=1e-2)
+        assert fit["pilot_radius"] == pytest.approx(100 * length, rel=1e-2)
+        assert fit["radius"] == pytest.approx(size / (change / length), rel=1e-2)
+        radius = model.layers(params)[block]["attention"]["key"]["kernel"].radius
+        assert radius == 50.0
+        found = model.estimated(params)[block]["attention"]["key"]["kernel"].radius
+        assert found == dm.AdaptiveRadius(fit["l0"], fit["l1"])
+
+
+def test_gluon_on_theory_needs_measured_radii():
+    task = nanogpt.build_task(options())
+    with pytest.raises(ValueError, match="measured radii, `estimated`, got None"):
+        OPTIMIZERS["gluon_theory"].build(task.model).init(task.draw(0), 0)
+
+
 # ---------------------------------------------------------------------------- sweep
+
+
+def test_a_recorded_rate_is_not_run_again(tmp_path, monkeypatch):
+    arguments = [*SHORT, "--steps", "2", "--sweep-steps", "1", "--sweep-only"]
+    arguments += ["--optimizers", "adamw", "--factors", "1", "--output", str(tmp_path)]
+    assert lm_sweep.main(arguments) == 0
+    lines = (tmp_path / "nanogpt_rates.jsonl").read_text()
+    assert len(lines.splitlines()) >= 3  # until the best has neighbors
+    assert not (tmp_path / "nanogpt.jsonl").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(lm_train, "Run", None)  # nothing can run
+        assert lm_sweep.main(arguments) == 0
+        with pytest.raises(TypeError):  # other settings
+            lm_sweep.main([*arguments, "--warm-down", "0.25"])
+    assert (tmp_path / "nanogpt_rates.jsonl").read_text() == lines
+
+
+def test_a_staged_cutoff_goes_by_the_number_of_steps():
+    method = OPTIMIZERS["drop_muon_staged"].build(nanogpt.build_task(options()).model)
+    moving = [sum(method.active_at(0, step, 8)) for step in range(8)]
+    assert moving == [4] * 4 + [2] * 4  # embedding, two blocks, head
 
 
 def test_a_sweep_compares_optimizers(tmp_path, capsys):
@@ -292,14 +365,16 @@ def entry_of(losses, times=(), name="muon"):
 
 def test_the_way_to_a_loss_is_measured_to_what_both_reach():
     fast, slow = entry_of([4.0, 2.0, 1.0]), entry_of([4.0, 3.0, 2.0])
-    assert lm_sweep.to_loss([fast], [slow], "num_tokens") == pytest.approx(0.5)
-    assert lm_sweep.to_loss([slow], [fast], "train_time_s") == pytest.approx(2.0)
-    assert lm_sweep.to_loss([fast], [entry_of([4.0, None])], "num_tokens") is None
+    assert lm_sweep_report.to_loss([fast], [slow], "num_tokens") == pytest.approx(0.5)
+    assert lm_sweep_report.to_loss([slow], [fast], "train_time_s") == pytest.approx(2.0)
+    assert (
+        lm_sweep_report.to_loss([fast], [entry_of([4.0, None])], "num_tokens") is None
+    )
 
 
 def test_times_are_compared_inside_a_turn():
     ours, base = entry_of([1.0], [1.0, 30.0]), entry_of([1.0], [2.0, 60.0])
-    assert lm_sweep.time_ratio([ours], [base]).median == pytest.approx(0.5)
+    assert lm_sweep_report.time_ratio([ours], [base]).median == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------------------- costs

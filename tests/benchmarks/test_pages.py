@@ -13,7 +13,7 @@ from benchmarks import (
     ef21_losses_report,
     ef21_report,
     ef21_workers,
-    lm_sweep,
+    lm_sweep_report,
     record,
 )
 
@@ -28,8 +28,8 @@ PRINTERS = {
     "drop_muon_cnn": lambda entries: [drop_report.tables(entries)],
     "ef21_workers": lambda entries: [ef21_workers.table(entries)],
     "nanogpt": lambda entries: [
-        lm_sweep.table([e for e in entries if e["seed"] == 0]),
-        lm_sweep.table([e for e in entries if e["optimizer"] != "drop_muon"]),
+        lm_sweep_report.table([e for e in entries if e["seed"] == 0]),
+        lm_sweep_report.table([e for e in entries if e["optimizer"] != "drop_muon"]),
     ],
     "ef21_muon_bytes": ef21_report.tables_of_bytes,
     "ef21_muon_cost": ef21_report.tables_of_cost,

@@ -13,13 +13,16 @@ def muon_step(x, m, g, *, lr, beta, decay, nesterov, orthogonalize):
     return x - lr * update, m
 
 
-def adamw_step(x, state, g, *, lr, b1, b2, eps, decay):
-    """AdamW with bias correction; `state` is (first moment, second moment, k)."""
+def adamw_step(x, state, g, *, lr, b1, b2, eps, decay, nesterov=False):
+    """AdamW with bias correction, or NAdam; `state` is (first, second moment, k)."""
     first, second, k = state
     k = k + 1
     first = b1 * first + (1 - b1) * g
     second = b2 * second + (1 - b2) * g**2
-    direction = (first / (1 - b1**k)) / (np.sqrt(second / (1 - b2**k)) + eps)
+    mean = first / (1 - b1**k)
+    if nesterov:  # Dozat, Incorporating Nesterov momentum into Adam, algorithm 8
+        mean = b1 * first / (1 - b1 ** (k + 1)) + (1 - b1) * g / (1 - b1**k)
+    direction = mean / (np.sqrt(second / (1 - b2**k)) + eps)
     return x - lr * (direction + decay * x), (first, second, k)
 
 
