@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 import dropmuon_optax as dm
 from benchmarks import timing
-from benchmarks.lm_methods import OPTIMIZERS, Model, accumulate, build_loss, replicate
+from benchmarks.lm_methods import OPTIMIZERS
+from benchmarks.lm_steps import Model, accumulate, build_loss, replicate
 from benchmarks.lm_train import Plan, Task, batch_of
 
 PILOT = "gluon"  # of OPTIMIZERS

@@ -33,7 +33,8 @@ from benchmarks import (
     nanogpt,
     record,
 )
-from benchmarks.lm_methods import OPTIMIZERS, Method
+from benchmarks.lm_methods import OPTIMIZERS
+from benchmarks.lm_steps import Method
 from benchmarks.options import positive
 
 MAX_RATES = 8  # of one optimizer

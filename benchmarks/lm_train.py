@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks import lm_costs, text, timing
 from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_methods import AXIS, Method, Model, build_loss, replicate
+from benchmarks.lm_steps import AXIS, Method, Model, build_loss, replicate
 from benchmarks.train import mean_loss, stretches
 
 

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from benchmarks import lm_radii, lm_report, lm_train, record, text, workers
 from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_methods import OPTIMIZERS, Method, Model
+from benchmarks.lm_methods import OPTIMIZERS
 from benchmarks.lm_options import parse
+from benchmarks.lm_steps import Method, Model
 from benchmarks.models import nanogpt, nanogpt_scan
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT

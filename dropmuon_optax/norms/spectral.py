@@ -22,7 +22,7 @@ class Spectral(Norm):
     Dual: the nuclear norm Σ_i σ_i(g). Oracle: −t·UVᵀ for g = UΣVᵀ, the negative polar
     factor, here by Newton–Schulz iterations unless told otherwise. They are inexact:
     a singular value that should be 1 is where the coefficients' polynomial puts it
-    (0.68…1.13 for the default), which the step inherits. `norm` and `dual_norm` are
+    (0.68…1.20 for the default), which the step inherits. `norm` and `dual_norm` are
     exact, by singular value decomposition, and as slow.
 
     Attributes:

@@ -18,10 +18,10 @@ import pytest
 import dropmuon_optax as dm
 from benchmarks import (
     lm_costs,
-    lm_methods,
     lm_options,
     lm_radii,
     lm_report,
+    lm_steps,
     lm_sweep,
     lm_sweep_report,
     lm_train,
@@ -30,7 +30,8 @@ from benchmarks import (
     workers,
 )
 from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_methods import OPTIMIZERS, accumulate
+from benchmarks.lm_methods import OPTIMIZERS
+from benchmarks.lm_steps import accumulate
 from benchmarks.models import nanogpt as gpt
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -253,7 +254,7 @@ def test_radii_are_those_that_one_step_of_gluon_shows(monkeypatch):
 
     gluon = dm.gluon(OPTIMIZERS["gluon"].learning_rate, task.model.layers)
     params = task.draw(0)
-    state, gradient = gluon.init(params), jax.grad(lm_methods.build_loss(task.model))
+    state, gradient = gluon.init(params), jax.grad(lm_steps.build_loss(task.model))
     for step in range(3):
         before, tokens = params, lm_train.batch_of(task, plan, step)[0]
         updates, state = gluon.update(gradient(before, tokens), state, before)
