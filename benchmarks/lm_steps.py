@@ -20,7 +20,7 @@ from benchmarks.models import nanogpt
 
 AXIS = "data"  # of the devices, over which a batch is spread
 TOP_SHARE = 0.1  # of the entries of a message that EF21-Muon sends
-FREEZE_FROM = 0.5  # of the steps, by `staged`
+FREEZE_FROM = 0.75  # of the steps, by `staged`
 
 Rate = Float[Array, ""]
 Tokens = Int[Array, "A B T+1"]  # A parts of a batch, whose gradients are accumulated
@@ -119,8 +119,8 @@ def uniform(num_layers: int, num_steps: int) -> Any:
 
 
 def staged(num_layers: int, num_steps: int) -> Any:
-    """All layers for a share of the steps, then the upper half of them alone."""
-    later = dm.samplings.Progressive(tuple(np.eye(num_layers)[num_layers // 2]))
+    """All layers for a share of the steps, then the last block and the head alone."""
+    later = dm.samplings.Progressive(tuple(np.eye(num_layers)[-2]))
     first = max(1, round(FREEZE_FROM * num_steps))
     return dm.samplings.Staged(((0, dm.samplings.Full()), (first, later)))
 
