@@ -213,7 +213,9 @@ def finish(options: argparse.Namespace, entries: list[dict[str, Any]]) -> None:
     title = f"{options.data}, {options.preset}, seeds {options.seeds}"
     picture = options.output / f"nanogpt_{options.data}_{options.preset}.png"
     lm_report.plot(picture, entries, title)
-    print(f"\n{title}\n\n{lm_sweep_report.table(entries)}\n")
+    rates, results = lm_sweep_report.rates_table, lm_sweep_report.table
+    print(f"\n{title}, after {options.sweep_steps} steps\n\n{rates(entries)}")
+    print(f"\nafter {options.steps} steps\n\n{results(entries)}\n")
     print(f"lines: {options.output / 'nanogpt.jsonl'}\npicture: {picture}")
 
 

@@ -43,6 +43,17 @@ def table(entries: list[dict[str, Any]]) -> str:
     return report.format_table(header, rows)
 
 
+def rates_table(entries: list[dict[str, Any]]) -> str:
+    """One row for each optimizer: final validation losses of the sweep, by rate."""
+    rows = []
+    for name, (first, *_) in by_optimizer(entries).items():
+        tried = [
+            f"{rate:g}: {lm_report.loss(loss)}" for rate, loss in first["rates_tried"]
+        ]
+        rows.append([name, ", ".join(tried), f"{first['learning_rate']:g}"])
+    return report.format_table(["optimizer", "learning rate: loss", "best"], rows)
+
+
 def by_optimizer(entries: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The runs of each optimizer, one for each seed."""
     groups: dict[str, list[dict[str, Any]]] = {}
