@@ -53,8 +53,8 @@ def savings_of(entries: Entries) -> dict[Any, float]:
 def by_compressor(entries: Entries) -> str:
     """What goes to the server, of a dense message; and savings by topology."""
     found = savings_of(entries)
-    header = ["workers compress by", "to the server", "model of 3.4", "server dense"]
-    header += ["natural", "scaled sign", "the same", "gather"]
+    header = ["workers compress by", "to the server", "model of the paper's"]
+    header += ["server dense", "natural", "scaled sign", "the same", "gather"]
     rows = []
     for entry in entries:
         worker, _, server = entry["pair"].partition("/")

@@ -135,7 +135,7 @@ def matrices_table(entry: dict[str, Any]) -> str:
 def losses_table(entry: dict[str, Any]) -> str:
     """One row for each choice of radii: the loss at each multiple, and the least."""
     published = entry["published_radii"]
-    rows = [("published radii, tuned", published["validation_losses"])]
+    rows = [("published radii", published["validation_losses"])]
     rows += [
         (name, found["validation_losses"])
         for name, found in entry["estimates"].items()

@@ -29,6 +29,9 @@ class AdaptiveRadius(Noun):
       l0: L⁰, smoothness at a vanishing gradient, in units of ‖g‖⋆ per ‖x‖; at least 0.
       l1: L¹, its growth with ‖g‖⋆, in units of 1/‖x‖; at least 0, not both 0.
 
+    Raises:
+      ValueError: if one is negative or not finite, or both are 0.
+
     References:
       Riabinin et al., Gluon, arXiv:2505.13416, Theorem 1.
     """
@@ -79,6 +82,9 @@ class Stacked(Noun):
       radius: as in `Layer`, for each leaf[j].
       view: as in `Layer`, for each leaf[j].
       length: how many layers; None where the leaf's shape is to tell.
+
+    Raises:
+      ValueError: if an attribute is out of range.
     """
 
     start: int | None

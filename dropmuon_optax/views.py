@@ -25,6 +25,9 @@ class View(Noun):
         from the end.
       fan_out: axes whose product is the number of columns n, in order.
 
+    Raises:
+      ValueError: from its methods, if it names an axis twice or one the leaf lacks.
+
     Examples:
       A 3×3 convolution, and attention queries (model, heads, head_dim) per head:
 

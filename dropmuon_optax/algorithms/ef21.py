@@ -95,7 +95,9 @@ def ef21(
       Array([-4., -4.], dtype=float32)
 
     References:
+      Gruntkowska, Gaponov, Tovmasyan, Richtárik, Error feedback for Muon and friends,
       arXiv:2510.00643, Algorithms 2 and 3.
+      Richtárik, Sokolov, Fatkhullin, EF21, arXiv:2106.05203.
     """
     checks.in_range("momentum", momentum, 0.0, 1.0, open_high=True)
     checks.one_of("topology", topology, ("owner", "gather"))

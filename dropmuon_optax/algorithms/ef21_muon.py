@@ -95,7 +95,8 @@ def ef21_muon(
       (64, 64)
 
     References:
-      EF21-Muon, arXiv:2510.00643.
+      Gruntkowska, Gaponov, Tovmasyan, Richtárik, Error feedback for Muon and friends,
+      arXiv:2510.00643.
     """
     checks.in_range("learning_rate", learning_rate, 0.0)
     decay = effective_decay(weight_decay, constrained)

@@ -171,6 +171,9 @@ def add_weights(weight_decay: ArrayLike) -> optax.GradientTransformationExtraArg
 
     Returns:
       A transformation without state.
+
+    Raises:
+      ValueError: from `update`, if `params` is missing and λ is not a plain 0.
     """
     needless = checks.is_concrete(weight_decay) and weight_decay == 0
 

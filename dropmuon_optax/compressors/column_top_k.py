@@ -34,9 +34,6 @@ class ColumnTopK(Compressor):
       >>> column.decompress(column.compress(x), (2, 3))
       Array([[3., 0., 0.],
              [4., 0., 0.]], dtype=float32)
-
-    References:
-      Gruntkowska et al., EF21-Muon, arXiv:2510.00643, on non-Euclidean compressors.
     """
 
     fraction: float

@@ -30,9 +30,6 @@ class Damping(Compressor):
     Examples:
       >>> Damping(0.5).alpha((8, 8))
       0.75
-
-    References:
-      Gruntkowska et al., EF21-Muon, arXiv:2510.00643, on non-Euclidean compressors.
     """
 
     factor: float

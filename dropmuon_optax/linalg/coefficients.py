@@ -25,6 +25,9 @@ class Coefficients(Noun):
       repeats_last: whether further steps use the last triple again.
       safety: the normalized matrix is divided by this, so that rounding can't push a
         singular value past the end of the interval that the set was made for.
+
+    Raises:
+      ValueError: if `steps` holds no triples, or `safety` is below 1.
     """
 
     name: str

@@ -53,6 +53,9 @@ def scion_conv(*kernel_size: int, inner: Norm = Spectral()) -> Scaled:  # noqa: 
         stands for the formula's k², in one to three dimensions.
       inner: the norm to scale.
 
+    Raises:
+      ValueError: if an extent is no positive whole number.
+
     >>> import jax.numpy as jnp
     >>> round(scion_conv(3, 3).norm(jnp.eye(9, 4)).item(), 6)  # k²√(C_in/C_out)
     4.5
@@ -69,6 +72,9 @@ def scion_conv(*kernel_size: int, inner: Norm = Spectral()) -> Scaled:  # noqa: 
 
 def scion_sign() -> Scaled:
     """Scion's embeddings and heads: a unit step is sign(g)/n_in.
+
+    n_in is the number of rows. Of a table of embeddings (vocabulary, width) it is to be
+    the width: give it the view `View((1,), (0,))`.
 
     >>> import jax.numpy as jnp
     >>> scion_sign().lmo(jnp.ones((2, 1))).tolist()

@@ -86,6 +86,9 @@ class Monomial(Noun):
       constant: a positive constant.
       at_most: an upper bound.
 
+    Raises:
+      ValueError: if `constant` or `at_most` is not positive.
+
     Examples:
       >>> Monomial(fan_in=0.5, fan_out=-0.5)(16, 4)
       2.0

@@ -87,7 +87,8 @@ def fit_smoothness(
     On the host, in float64.
 
     Args:
-      points: as `measure_smoothness` returns and `track_smoothness` keeps them.
+      points: as `measure_smoothness` returns and `track_smoothness` keeps them, their
+        rows of one share of the step: h is a median over rows.
       layers: the function that they were measured with.
       params: the parameters, or their `jax.ShapeDtypeStruct`s.
       asymmetry: λ, the additional weight of points above the line.

@@ -52,7 +52,7 @@ def test_a_small_run_leaves_a_line_tables_and_a_picture(tmp_path, monkeypatch, c
             (whole,) = [m["step"] for m in used if m["path"] == found["path"]]
             np.testing.assert_allclose(found["step"], share * whole, rtol=2e-3)
     out = capsys.readouterr().out
-    for row in ("kernel", "published radii, tuned", "one batch, 1·t"):
+    for row in ("kernel", "published radii", "one batch, 1·t"):
         assert f"| {row} " in out
     picture = tmp_path / "smoothness_cnn_seed0.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
