@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks import text, workers
 from benchmarks.lm_methods import OPTIMIZERS
+from benchmarks.lm_steps import ADAM_SHARE
 from benchmarks.models import nanogpt
 from benchmarks.options import positive
 
@@ -76,6 +77,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--radius", type=rate, default=nanogpt.HIDDEN_RADIUS)
     parser.add_argument("--sign-radius", type=rate, default=nanogpt.SIGN_RADIUS)
+    parser.add_argument("--adam-share", type=rate, default=ADAM_SHARE)
     parser.add_argument("--evaluations", type=positive, default=20)
     parser.add_argument("--validation-windows", type=positive, default=64)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder")

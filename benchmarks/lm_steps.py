@@ -19,6 +19,8 @@ import dropmuon_optax as dm
 from benchmarks.models import nanogpt
 
 AXIS = "data"  # of the devices, over which a batch is spread
+# Embedding and head move by Adam at this share of Muon's learning rate, in both Muons.
+ADAM_SHARE = 0.1
 TOP_SHARE = 0.1  # of the entries of a message that EF21-Muon sends
 FREEZE_FROM = 0.75  # of the steps, by `staged`
 
@@ -35,6 +37,7 @@ class Model(NamedTuple):
     mesh: jax.sharding.Mesh  # along AXIS
     radius: float = nanogpt.HIDDEN_RADIUS
     sign_radius: float = nanogpt.SIGN_RADIUS
+    adam_share: float = ADAM_SHARE
     estimated: Any = None  # `layers` with measured radii, see `lm_radii`
 
     @property

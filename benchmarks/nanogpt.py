@@ -80,7 +80,8 @@ def build_task(options: argparse.Namespace) -> lm_train.Task:
     build = cache(lambda seed: source.build(config, seed=seed, dtype=dtype))
     apply, _ = build(options.seeds[0])
     mesh = lm_train.mesh_of(jax.devices())
-    model = Model(config, apply, scanned, mesh, options.radius, options.sign_radius)
+    radii = (options.radius, options.sign_radius)
+    model = Model(config, apply, scanned, mesh, *radii, options.adam_share)
     return lm_train.Task(model, corpus, draw=lambda seed: build(seed)[1])
 
 
@@ -129,7 +130,8 @@ def settings(
     options: argparse.Namespace, optimizer: str, plan: lm_train.Plan
 ) -> dict[str, Any]:
     """All that the numbers of a run depend on, beside code and device."""
-    names = ("data", "tokens", "preset", "scan", "dtype", "radius", "sign_radius")
+    names = ("data", "tokens", "preset", "scan", "dtype")
+    names += ("radius", "sign_radius", "adam_share")
     chosen = {name: getattr(options, name) for name in names}
     return {"optimizer": optimizer, **chosen, **plan._asdict()}
 
