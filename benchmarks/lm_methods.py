@@ -31,14 +31,14 @@ class Entry(NamedTuple):
     on_estimates: bool = False  # whether `Model.estimated` has to be there
 
 
-def muon(model: Model, rate: optax.Schedule, adam_nesterov: bool = True) -> Any:
-    """Ours, its Adam part as Optax's unless told: so that matrices alone differ."""
+def muon(model: Model, rate: optax.Schedule) -> Any:
+    """Ours, its Adam part as Optax's: so that matrices alone differ."""
     return dm.muon(
         rate,
         muon_layers(model),
         adam_learning_rate=lambda count: model.adam_share * rate(count),
         adam_b2=ADAM_B2,
-        adam_nesterov=adam_nesterov,
+        adam_nesterov=True,
     )
 
 
@@ -86,7 +86,6 @@ def muon_layers(model: Model) -> Any:
 # preset `tiny` with a sign radius of 500.
 OPTIMIZERS = {
     "muon": Entry(partial(plain, muon), 0.02),
-    "muon_adam": Entry(partial(plain, partial(muon, adam_nesterov=False)), 0.02),
     "scion": Entry(partial(plain, lambda m, rate: dm.scion(rate, m.layers)), 5e-4),
     "gluon": Entry(partial(plain, lambda m, rate: dm.gluon(rate, m.layers)), 5e-4),
     "gluon_theory": Entry(partial(plain, on_theory), 0.5, on_estimates=True),

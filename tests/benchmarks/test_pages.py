@@ -15,6 +15,7 @@ from benchmarks import (
     ef21_workers,
     lm_sweep_report,
     record,
+    smoothness,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,10 +28,14 @@ PRINTERS = {
     "drop_muon_cnn_others": lambda entries: [drop_report.tables(entries)],
     "drop_muon_cnn": lambda entries: [drop_report.tables(entries)],
     "ef21_workers": lambda entries: [ef21_workers.table(entries)],
-    "nanogpt": lambda entries: [
-        lm_sweep_report.table([e for e in entries if e["seed"] == 0]),
-        lm_sweep_report.table([e for e in entries if e["optimizer"] != "drop_muon"]),
-    ],
+    "nanogpt": lambda entries: itertools.chain.from_iterable(
+        (lm_sweep_report.rates_table(group), lm_sweep_report.table(group))
+        for group in by_task(entries)
+    ),
+    "smoothness": lambda entries: itertools.chain.from_iterable(
+        (smoothness.matrices_table(entry), smoothness.losses_table(entry))
+        for entry in entries
+    ),
     "ef21_muon_bytes": ef21_report.tables_of_bytes,
     "ef21_muon_cost": ef21_report.tables_of_cost,
     "ef21_muon_losses": ef21_losses_report.tables,
@@ -40,6 +45,16 @@ MEASURED = re.compile(
     r"-?\d[\d,.]*(?: \w{1,2}| %)?\)"
 )
 RANGE = re.compile(r"(?<![\d.])\d+\.\d+ … \d+\.\d+(?! ?%)")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+FIGURE = re.compile(r"(?<![\d.`])(?:\d+\.\d{2,}(?![\d.`])|\d+(?= m?s\b))")
+
+
+def by_task(entries):
+    """The runs of language models that were compared with one another."""
+    groups = {}
+    for entry in entries:
+        groups.setdefault((entry["data"], entry["preset"]), []).append(entry)
+    return groups.values()
 
 
 def rows(text):
@@ -75,6 +90,24 @@ def test_medians_with_a_spread_are_printed_from_result_lines(page):
     ranges = set(RANGE.findall(printed())) | {RANGE.search(x)[0] for x in step_times()}
     tables = "\n".join("|".join(row) for row in rows((ROOT / page).read_text()))
     assert set(RANGE.findall(tables)) - ranges == set()
+
+
+def test_figures_of_the_first_page_are_printed_ones_or_their_roundings():
+    """Those of two digits and more behind the point, and times."""
+    quoted = {
+        figure
+        for row in rows((ROOT / "README.md").read_text())
+        for cell in row
+        for figure in FIGURE.findall(cell)
+    }
+    assert len(quoted) >= 30
+    known = [float(figure) for figure in NUMBER.findall(printed().replace(",", ""))]
+    missing = []
+    for figure in quoted:
+        digits = len(figure.partition(".")[2])
+        if float(figure) not in {round(x, digits) for x in known}:
+            missing.append(figure)
+    assert missing == []
 
 
 def step_times():
