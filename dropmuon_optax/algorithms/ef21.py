@@ -95,9 +95,7 @@ def ef21(
       Array([-4., -4.], dtype=float32)
 
     References:
-      Gruntkowska, Gaponov, Tovmasyan, Richtárik, Error feedback for Muon and friends,
-      arXiv:2510.00643, Algorithms 2 and 3.
-      Richtárik, Sokolov, Fatkhullin, EF21, arXiv:2106.05203.
+      EF21-Muon, arXiv:2510.00643, Algorithms 2 and 3; EF21, arXiv:2106.05203.
     """
     checks.in_range("momentum", momentum, 0.0, 1.0, open_high=True)
     checks.one_of("topology", topology, ("owner", "gather"))
