@@ -5,7 +5,6 @@ on one batch are compared; and L⁰ and L¹ of each matrix are fitted to what is
 two lie a tenth of the step apart, so that L̂ can be no echo of its length.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -34,24 +33,26 @@ def with_radii(task: Task, plan: Plan) -> tuple[Model, dict[str, Any]]:
     """
     entry, model = OPTIMIZERS[PILOT], task.model
     method = entry.build(model)
-    gradient = partial(accumulate, jax.value_and_grad(build_loss(model)))
+    loss_and_gradient = jax.value_and_grad(build_loss(model))
+
+    def gradient(params: Any, tokens: Any) -> Any:
+        return accumulate(loss_and_gradient, params, tokens)[1]
 
     @jax.jit
     def compare(before: Any, after: Any, tokens: Any) -> dm.SmoothnessPoints:
-        def gradients(params: Any, tokens: Any) -> Any:
-            return gradient(params, tokens)[1]
-
         return dm.measure_smoothness(
-            gradients, model.layers, before, after, tokens, shares=(PILOT_SHARE,)
+            gradient, model.layers, before, after, tokens, shares=(PILOT_SHARE,)
         )
 
     params = replicate(task.draw(plan.seed), model.mesh)
     state, rows = method.init(params, plan.seed), []
     rate = jnp.float32(entry.learning_rate)
     for number in tqdm(range(PILOT_STEPS), desc="measuring radii", unit=" steps"):
-        tokens, before = batch_of(task, plan, number), timing.copied(params)
+        measured = number % PILOT_EVERY == PILOT_EVERY - 1
+        tokens = batch_of(task, plan, number)
+        before = timing.copied(params) if measured else None  # steps overwrite them
         params, state, _ = method.step(params, state, rate, tokens)
-        if number % PILOT_EVERY == PILOT_EVERY - 1:
+        if measured:
             rows.append(compare(before, params, tokens))
     points = jax.tree.map(lambda *row: jnp.concatenate(row), *rows)
     fits = dm.fit_smoothness(points, model.layers, params)

@@ -9,15 +9,6 @@ from benchmarks import ef21_bytes, ef21_compressors, ef21_cost, ef21_losses, ef2
 from benchmarks.ef21_losses_report import groups_of, penalty, reference, savings
 
 
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    """A text for `DROPMUON_DATA` in which every character is the next one's reason."""
-    folder = tmp_path / "data" / "tinyshakespeare"
-    folder.mkdir(parents=True)
-    (folder / "input.txt").write_text("abcdefghij" * 500)
-    monkeypatch.setenv("DROPMUON_DATA", str(folder.parent))
-
-
 def lines(folder, part):
     path = folder / f"ef21_muon_{part}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -25,15 +25,6 @@ PLAN = Plan(
 )
 
 
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    """A text for `DROPMUON_DATA` in which every character is the next one's reason."""
-    folder = tmp_path / "data" / "tinyshakespeare"
-    folder.mkdir(parents=True)
-    (folder / "input.txt").write_text("abcdefghij" * 500)
-    monkeypatch.setenv("DROPMUON_DATA", str(folder.parent))
-
-
 def lines(folder):
     path = folder / f"{ef21_workers.NAME}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -44,12 +44,9 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(autouse=True)
-def readme(monkeypatch, tmp_path):
+def readme(use_as_shakespeare):
     """The README of this repository in place of Shakespeare."""
-    folder = tmp_path / "data" / "tinyshakespeare"
-    folder.mkdir(parents=True)
-    (folder / "input.txt").write_text(README)
-    monkeypatch.setenv("DROPMUON_DATA", str(tmp_path / "data"))
+    use_as_shakespeare(README)
 
 
 def options(*arguments):
