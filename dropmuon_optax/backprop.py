@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array
 
 from dropmuon_optax import checks
-from dropmuon_optax.leaves import LayersFn
-from dropmuon_optax.parts import Part, check_active, place, runs
+from dropmuon_optax.layers.leaves import LayersFn
+from dropmuon_optax.layers.parts import Part, check_active, place, runs
 
 
 def value_and_grad(

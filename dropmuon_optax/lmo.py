@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dropmuon_optax import linalg
-from dropmuon_optax.leaves import (
+from dropmuon_optax.layers.leaves import (
     AdaptiveRadius,
     LayersFn,
     Leaf,

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import dropmuon_optax as dm
-from dropmuon_optax import views
+from dropmuon_optax.layers import views
 
 W = jnp.ones((4, 4))
 V = jnp.ones(4)
@@ -283,7 +283,7 @@ def test_layers_functions_that_return_something_else_are_refused():
     ],
 )
 def test_roles_by_name_and_shape(path, shape, kind):
-    from dropmuon_optax import geometry
+    from dropmuon_optax.layers import geometry
 
     assert geometry.role(path, shape) == kind
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import dropmuon_optax as dm
-from dropmuon_optax import counters, views
+from dropmuon_optax import counters
+from dropmuon_optax.layers import views
 
 SPECTRAL = dm.norms.Spectral()
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropmuon_optax import views
-from dropmuon_optax.views import View
+from dropmuon_optax.layers import views
+from dropmuon_optax.layers.views import View
 
 LEAVES = [  # (path, shape, (matrices, fan_in, fan_out))
     ("dense/kernel", (8, 4), (1, 8, 4)),

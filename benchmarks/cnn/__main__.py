@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import data, record, report, train
+from benchmarks.common import data, record, report, train
+from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.options import learning_rate, optimizer_names, positive, share
+from benchmarks.common.record import RESULTS
 from benchmarks.models import cnn
-from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.options import learning_rate, optimizer_names, positive, share
 
-RESULTS = Path(__file__).parent / "results"
 NUM_EPOCHS = {"digits": 20, "mnist": 2, "fashion_mnist": 2, "cifar10": 3}
 BATCH_SIZE = {"digits": 64, "mnist": 128, "fashion_mnist": 128, "cifar10": 128}
 TARGET_ACCURACY = {"digits": 0.97, "mnist": 0.98, "fashion_mnist": 0.88, "cifar10": 0.6}

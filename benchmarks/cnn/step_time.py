@@ -3,7 +3,7 @@
 Claim: on the CNN, the oracles of Muon, Scion and Gluon add some 10 % or less to AdamW's
 step, and ours and Optax's cannot be told apart.
 
-Command: python -m benchmarks.step_time [--dataset fashion_mnist] [--model paper]
+Command: python -m benchmarks.cnn.step_time [--dataset fashion_mnist] [--model paper]
 Device: a CPU with two cores; any JAX device does.
 Expected: ratios to AdamW of 1.04 to 1.10 on digits and 0.97 to 1.06 on Fashion-MNIST,
 with quartiles 0.1 to 0.3 away on a busy machine.
@@ -19,18 +19,17 @@ from typing import Any
 
 import optax
 
-from benchmarks import data, record, report, timing, train
+from benchmarks.common import data, record, report, timing, train
+from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.options import optimizer_names, positive
+from benchmarks.common.record import RESULTS
 from benchmarks.models import cnn
-from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.options import optimizer_names, positive
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_time",
+        prog="python -m benchmarks.cnn.step_time",
         description="Times train steps of several optimizers in paired runs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

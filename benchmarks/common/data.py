@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from benchmarks.sources import SOURCES, RawImages, read_source
+from benchmarks.common.sources import SOURCES, RawImages, read_source
 
 DATASETS = ("digits", *SOURCES)
 CLASSES = {

@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.common.optimizers import OPTIMIZERS
 
 
 def optimizer_names(text: str) -> list[str]:

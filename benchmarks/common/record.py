@@ -17,7 +17,8 @@ from typing import Any
 import jax
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax")
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def provenance(*, seed: int) -> dict[str, Any]:

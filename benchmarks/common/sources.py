@@ -227,6 +227,6 @@ def download(source: Source, name: str, processor: pooch.Untar | None = None) ->
         raise FileNotFoundError(
             f"{source.address}{name} could not be downloaded ({error}). Without a "
             f"network, put the official files into a folder, as {source.folder}/… (the "
-            "docstrings of benchmarks/sources.py and benchmarks/text_files.py list "
+            "docstrings of benchmarks/common/sources.py and text_files.py list "
             f"them), and set {DATA_VARIABLE} to that folder."
         ) from error

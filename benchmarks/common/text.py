@@ -6,7 +6,7 @@
     c4            the opening of C4 (en) 3.1.0: 0.44 million tokens.
     fineweb       FineWeb-10B, in the token shards that modded-nanogpt trains on.
 
-`benchmarks/text_files.py` says where their files come from.
+`benchmarks/common/text_files.py` says where their files come from.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from benchmarks import text_files
-from benchmarks.sources import find_file
-from benchmarks.text_files import (
+from benchmarks.common import text_files
+from benchmarks.common.sources import find_file
+from benchmarks.common.text_files import (
     GPT2_VOCAB_SIZE,
     TOKEN,
     Tokens,

@@ -31,7 +31,7 @@ from jaxtyping import UInt16
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
-from benchmarks.sources import DATA_VARIABLE, Source, find_file
+from benchmarks.common.sources import DATA_VARIABLE, Source, find_file
 
 GPT2_VOCAB_SIZE = 50_257
 END_OF_TEXT = 50_256  # GPT-2's token between documents
@@ -111,7 +111,7 @@ def find_tokens(name: str, file: str) -> Path:
         f"{folder}/{file} is missing, and there is no published token file of {name} "
         f"to download: set {DATA_VARIABLE} to a folder that has it (GPT-2 ids, "
         f"little-endian uint16, {END_OF_TEXT} before each document; "
-        "`benchmarks.text_files.write_tokens` writes it); "
+        "`benchmarks.common.text_files.write_tokens` writes it); "
         f"it is {root or 'not set'}"
     )
 

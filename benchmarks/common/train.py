@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from benchmarks import data, timing
+from benchmarks.common import data, timing
 
 EVALUATION_BATCH = 1000  # images; bounds the memory of an evaluation
 TRAIN_ACCURACY_IMAGES = 5_000  # training images that the train accuracy is read on

@@ -27,7 +27,7 @@ import jax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from benchmarks import record
+from benchmarks.common import record
 
 # The first is JAX's own; a cluster that it doesn't know can set all three by hand.
 ADDRESS = "JAX_COORDINATOR_ADDRESS"

@@ -5,7 +5,7 @@ Claim: all layers for the first fifth of the steps, then the last two alone
 many steps, and 1.1 to 1.6 times sooner in as much time. Uniform cutoffs do it 1.2 to
 1.8 times sooner in as many steps, not on CIFAR-10, and gain nothing in as much time.
 
-Command: python -m benchmarks.drop_muon_cnn [--data mnist fashion_mnist cifar10]
+Command: python -m benchmarks.drop_muon.cnn [--data mnist fashion_mnist cifar10]
     [--methods muon,uniform] [--seeds 0 1 2] [--steps 1000] [--budgets 4 8 16]
 Device: one core of a CPU; any JAX device does.
 Expected: the README beside this file. The defaults take about half an hour a data
@@ -30,12 +30,14 @@ import numpy as np
 from flax import nnx
 
 import dropmuon_optax as dm
-from benchmarks import data, drop_methods, drop_report, record, timing, train
-from benchmarks.drop_methods import METHODS, Method, Plan, Programs
+from benchmarks.common import data, record, timing, train
+from benchmarks.common.options import positive
+from benchmarks.common.record import RESULTS
+from benchmarks.drop_muon import methods as drop_methods
+from benchmarks.drop_muon import report as drop_report
+from benchmarks.drop_muon.methods import METHODS, Method, Plan, Programs
 from benchmarks.models import cnn
-from benchmarks.options import positive
 
-RESULTS = Path(__file__).parent / "results"
 IMAGE_SETS = ["mnist", "fashion_mnist", "cifar10"]
 WAYSIDE_IMAGES = 5_000  # of validation, read on the way; at the end all are read
 WAYSIDE_TRAIN_IMAGES = 1_000
@@ -187,7 +189,7 @@ def plans(
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.drop_muon_cnn",
+        prog="python -m benchmarks.drop_muon.cnn",
         description="Trains a CNN with Muon and Drop-Muon by two protocols.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -4,7 +4,7 @@ Claim: a step with `dm.value_and_grad` and `dm.drop_muon`, its active set static
 what a program cut by hand for that set does (FLOPs within 2 %, time within 5 %), and
 its memory never exceeds the full step's.
 
-Command: python -m benchmarks.drop_cost [--model cnn resnet18 gpt] [--rounds 10]
+Command: python -m benchmarks.drop_muon.cost [--model cnn resnet18 gpt] [--rounds 10]
 Device: a CPU with two cores; any JAX device does.
 Expected: the README beside this file.
 
@@ -23,12 +23,13 @@ import jax
 from matplotlib.figure import Figure
 from tqdm import tqdm, trange
 
-from benchmarks import record, report, step_time, timing
-from benchmarks.drop_steps import MODELS, Task, cutoffs_of, steps
-from benchmarks.options import positive
-from dropmuon_optax.leaves import join
+from benchmarks.cnn.__main__ import step_time
+from benchmarks.common import record, report, timing
+from benchmarks.common.options import positive
+from benchmarks.common.record import RESULTS
+from benchmarks.drop_muon.steps import MODELS, Task, cutoffs_of, steps
+from dropmuon_optax.layers.leaves import join
 
-RESULTS = Path(__file__).parent / "results"
 # Of by hand's, by hand's, the full step's; the sampling's key and count are 28 bytes.
 BARS = {"FLOPs": 1.02, "time": 1.05, "memory": 1.0001}
 NEWTON_SCHULZ_STEPS = 5
@@ -204,7 +205,7 @@ def plot(path: Path, entries: list[dict[str, Any]]) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.drop_cost",
+        prog="python -m benchmarks.drop_muon.cost",
         description="Times train steps that drop layers, at each cutoff.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -20,9 +20,9 @@ import numpy as np
 import optax
 
 import dropmuon_optax as dm
-from benchmarks import data, timing, train
+from benchmarks.common import data, timing, train
+from benchmarks.common.optimizers import ADAM_SHARE, OPTIMIZERS
 from benchmarks.models import cnn
-from benchmarks.optimizers import ADAM_SHARE, OPTIMIZERS
 
 NUM_LAYERS = len(cnn.LAYER_ORDER)
 Active = tuple[bool, ...] | None  # None: plain training of all layers

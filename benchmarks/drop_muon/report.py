@@ -9,7 +9,7 @@ there to those after the next one. "By step times" replaces the clock by the sum
 median times of the run's steps, which were measured in turns before all runs: nothing
 else that the machine did meanwhile is in it.
 
-Again, from the lines: python -m benchmarks.drop_report benchmarks/results/….jsonl
+Again, from the lines: python -m benchmarks.drop_muon.report benchmarks/results/….jsonl
 """
 
 import itertools
@@ -21,8 +21,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import record, report
-from benchmarks.drop_methods import CUTOFFS, METHODS, Active, plan_steps
+from benchmarks.common import record, report
+from benchmarks.drop_muon.methods import CUTOFFS, METHODS, Active, plan_steps
 
 Entry = dict[str, Any]
 ABSENT = "—"

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 
 import dropmuon_optax as dm
-from benchmarks import train
+from benchmarks.common import train
 from benchmarks.models import cnn, nanogpt, resnet
 
 IMAGE_SHAPE = (32, 32, 3)

@@ -17,11 +17,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ef21_bytes, ef21_cost, ef21_losses, ef21_report, record
-from benchmarks.ef21_compressors import pair
-from benchmarks.options import positive, share
+from benchmarks.common import record
+from benchmarks.common.options import positive, share
+from benchmarks.common.record import RESULTS
+from benchmarks.ef21_muon.__main__ import bytes as ef21_bytes
+from benchmarks.ef21_muon.__main__ import cost as ef21_cost
+from benchmarks.ef21_muon.__main__ import losses as ef21_losses
+from benchmarks.ef21_muon.__main__ import report as ef21_report
+from benchmarks.ef21_muon.compressors import pair
 
-RESULTS = Path(__file__).parent / "results"
 NAME = "ef21_muon"
 PARTS = ("bytes", "losses", "cost")
 

@@ -17,15 +17,15 @@ import optax
 from jax.sharding import AbstractMesh, AxisType
 
 import dropmuon_optax as dm
-from benchmarks.ef21_compressors import (
+from benchmarks.common.options import positive
+from benchmarks.ef21_muon.compressors import (
     COMPRESSORS,
     SERVERS,
     all_reduce_bytes,
     pair,
 )
 from benchmarks.models import nanogpt
-from benchmarks.options import positive
-from dropmuon_optax.wire.bytes import count_traced_bytes
+from dropmuon_optax.counters.bytes import count_traced_bytes
 
 AXIS = "data"
 WORKERS = [2, 4, 8, 16, 32, 64]

@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 import dropmuon_optax as dm
-from benchmarks import report, timing
-from benchmarks.ef21_compressors import COMPRESSORS, pair
+from benchmarks.common import report, timing
+from benchmarks.common.options import positive
+from benchmarks.ef21_muon.compressors import COMPRESSORS, pair
 from benchmarks.models import nanogpt
-from benchmarks.options import positive
 from dropmuon_optax.compressors import Compressor, TopK
 
 SHAPES = ((768, 768), (768, 3072))

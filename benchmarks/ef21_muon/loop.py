@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 import dropmuon_optax as dm
-from benchmarks import text, timing, workers
-from benchmarks.ef21_steps import AXIS, Plan, first_and_step
-from benchmarks.lm_checkpoints import Store
+from benchmarks.common import text, timing, workers
+from benchmarks.ef21_muon.steps import AXIS, Plan, first_and_step
+from benchmarks.language.checkpoints import Store
 from benchmarks.models import nanogpt
 
 NUM_VALIDATION = 128  # windows, the same at each evaluation

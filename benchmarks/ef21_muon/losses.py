@@ -20,11 +20,11 @@ from jaxtyping import Array, Float, Int
 from tqdm import trange
 
 import dropmuon_optax as dm
-from benchmarks import text
-from benchmarks.ef21_compressors import Pair, pair
-from benchmarks.ef21_loop import mean, pieces
+from benchmarks.common import text
+from benchmarks.ef21_muon.compressors import Pair, pair
+from benchmarks.ef21_muon.loop import mean, pieces
 from benchmarks.models import nanogpt
-from dropmuon_optax.wire.bytes import count_traced_bytes
+from dropmuon_optax.counters.bytes import count_traced_bytes
 
 AXIS = "data"
 

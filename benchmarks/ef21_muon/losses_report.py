@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks import report
-from benchmarks.ef21_compressors import all_reduce_bytes
-from benchmarks.ef21_losses import Plan, order
-from benchmarks.lm_sweep_report import reached
+from benchmarks.common import report
+from benchmarks.ef21_muon.compressors import all_reduce_bytes
+from benchmarks.ef21_muon.losses import Plan, order
+from benchmarks.language.sweep_report import reached
 
 DENSE = "identity/dense"
 

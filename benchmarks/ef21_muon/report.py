@@ -6,9 +6,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import ef21_losses_report, record, report
-from benchmarks.ef21_bytes import ALL_AT, FEW, saving
-from benchmarks.ef21_compressors import SERVERS
+from benchmarks.common import record, report
+from benchmarks.ef21_muon.__main__ import losses_report as ef21_losses_report
+from benchmarks.ef21_muon.bytes import ALL_AT, FEW, saving
+from benchmarks.ef21_muon.compressors import SERVERS
 
 BAR = 7.0  # times fewer bytes than a float32 all-reduce; twice that of a bfloat16 one
 

@@ -23,13 +23,14 @@ import jax
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from benchmarks import ef21_loop, record, report, timing, workers
-from benchmarks.ef21_steps import METHODS, Plan
-from benchmarks.lm_checkpoints import Store
+from benchmarks.common import record, report, timing, workers
+from benchmarks.common.options import positive
+from benchmarks.common.record import RESULTS
+from benchmarks.ef21_muon.__main__ import loop as ef21_loop
+from benchmarks.ef21_muon.steps import METHODS, Plan
+from benchmarks.language.checkpoints import Store
 from benchmarks.models import nanogpt
-from benchmarks.options import positive
 
-RESULTS = Path(__file__).parent / "results"
 NAME = "ef21_workers"
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers
 
 import dropmuon_optax as dm
-from benchmarks.lm_steps import (
+from benchmarks.language.steps import (
     Method,
     Model,
     compressed,

@@ -25,11 +25,14 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from benchmarks import lm_radii, lm_report, lm_train, record, text, workers
-from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_methods import OPTIMIZERS
-from benchmarks.lm_options import parse
-from benchmarks.lm_steps import Method, Model
+from benchmarks.common import record, text, workers
+from benchmarks.language import radii as lm_radii
+from benchmarks.language import report as lm_report
+from benchmarks.language import train as lm_train
+from benchmarks.language.checkpoints import Store
+from benchmarks.language.methods import OPTIMIZERS
+from benchmarks.language.options import parse
+from benchmarks.language.steps import Method, Model
 from benchmarks.models import nanogpt, nanogpt_scan
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import text, workers
-from benchmarks.lm_methods import OPTIMIZERS
-from benchmarks.lm_steps import ADAM_SHARE
+from benchmarks.common import text, workers
+from benchmarks.common.options import positive
+from benchmarks.common.record import RESULTS
+from benchmarks.language.methods import OPTIMIZERS
+from benchmarks.language.steps import ADAM_SHARE
 from benchmarks.models import nanogpt
-from benchmarks.options import positive
 
-RESULTS = Path(__file__).parent / "results"
 # By preset: steps, windows in a batch, tokens of context, parts of a batch. Those of
 # 124m are Scion's and Gluon's: 512 windows of 1024 tokens, 5100 steps.
 SIZES = {

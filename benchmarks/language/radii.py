@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 import dropmuon_optax as dm
-from benchmarks import timing
-from benchmarks.lm_methods import OPTIMIZERS
-from benchmarks.lm_steps import Model, accumulate, build_loss, replicate
-from benchmarks.lm_train import Plan, Task, batch_of
+from benchmarks.common import timing
+from benchmarks.language.methods import OPTIMIZERS
+from benchmarks.language.steps import Model, accumulate, build_loss, replicate
+from benchmarks.language.train import Plan, Task, batch_of
 
 PILOT = "gluon"  # of OPTIMIZERS
 PILOT_STEPS, PILOT_EVERY, PILOT_SHARE = 100, 4, 0.1

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import report
-from benchmarks.lm_train import Run
-from benchmarks.text import Corpus
+from benchmarks.common import report
+from benchmarks.common.text import Corpus
+from benchmarks.language.train import Run
 
 PANELS = {
     "num_tokens": "tokens",

@@ -3,7 +3,7 @@
 Claim: at equal tokens Scion, Gluon on theory's radii and our Muon end at the validation
 loss of Optax's Muon, in less time. What Drop-Muon saves and loses is told beside.
 
-Command: python -m benchmarks.lm_sweep [--optimizers muon optax_muon …] [--seeds 0 1 2]
+Command: python -m benchmarks.language.sweep [--optimizers muon optax_muon …] [--seeds 0 1 2]
 Device: any.
 Expected: the README beside this file.
 
@@ -24,17 +24,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import (
-    lm_options,
-    lm_report,
-    lm_sweep_report,
-    lm_train,
-    nanogpt,
-    record,
-)
-from benchmarks.lm_methods import OPTIMIZERS
-from benchmarks.lm_steps import Method
-from benchmarks.options import positive
+from benchmarks.common import record
+from benchmarks.common.options import positive
+from benchmarks.language import nanogpt
+from benchmarks.language import options as lm_options
+from benchmarks.language import report as lm_report
+from benchmarks.language import sweep_report as lm_sweep_report
+from benchmarks.language import train as lm_train
+from benchmarks.language.methods import OPTIMIZERS
+from benchmarks.language.steps import Method
 
 MAX_RATES = 8  # of one optimizer
 SWEEP_SEED = 0  # of the runs that look for learning rates, and of measured radii
@@ -43,7 +41,7 @@ SWEEP_SEED = 0  # of the runs that look for learning rates, and of measured radi
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.lm_sweep",
+        prog="python -m benchmarks.language.sweep",
         description="Compares optimizers on a GPT.",
     )
     names = list(OPTIMIZERS)

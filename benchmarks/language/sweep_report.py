@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import lm_report, report, timing
+from benchmarks.common import report, timing
+from benchmarks.language import report as lm_report
 
 BASE = "optax_muon"  # whose time the others' is compared with, if it runs
 

@@ -16,10 +16,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Int
 from tqdm import tqdm
 
-from benchmarks import lm_costs, text, timing
-from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_steps import AXIS, Method, Model, build_loss, replicate
-from benchmarks.train import mean_loss, stretches
+from benchmarks.common import text, timing
+from benchmarks.common.train import mean_loss, stretches
+from benchmarks.language import costs as lm_costs
+from benchmarks.language.checkpoints import Store
+from benchmarks.language.steps import AXIS, Method, Model, build_loss, replicate
 
 
 class Plan(NamedTuple):

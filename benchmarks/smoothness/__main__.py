@@ -25,9 +25,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import dropmuon_optax as dm
-from benchmarks import record, report
-from benchmarks.options import positive
-from benchmarks.smoothness_runs import (
+from benchmarks.common import record, report
+from benchmarks.common.options import positive
+from benchmarks.common.record import RESULTS
+from benchmarks.smoothness.runs import (
     MOMENTUM,
     TASKS,
     Measured,
@@ -37,7 +38,6 @@ from benchmarks.smoothness_runs import (
     sweep,
 )
 
-RESULTS = Path(__file__).parent / "results"
 SHARES = (1.0, 0.1, 0.01)  # of the step, on one batch
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of a sweep's middle
 NUM_STEPS = 100

@@ -15,7 +15,7 @@ import optax
 from tqdm import tqdm
 
 import dropmuon_optax as dm
-from benchmarks import data, text, train
+from benchmarks.common import data, text, train
 from benchmarks.models import cnn, nanogpt
 
 MOMENTUM = 0.9

@@ -26,8 +26,7 @@ from jaxtyping import Array, Bool
 from dropmuon_optax import checks
 from dropmuon_optax.algorithms.gluon import add_weights, descend, scale_by_momentum
 from dropmuon_optax.layers import LayersFn
-from dropmuon_optax.lmo import scale_by_lmo
-from dropmuon_optax.parts import (
+from dropmuon_optax.layers.parts import (
     Owners,
     Part,
     Placement,
@@ -40,6 +39,7 @@ from dropmuon_optax.parts import (
     widen,
     widen_state,
 )
+from dropmuon_optax.lmo import scale_by_lmo
 from dropmuon_optax.samplings import Sampling
 from dropmuon_optax.samplings.draws import threefry_key
 

@@ -27,16 +27,24 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from dropmuon_optax import checks, ef21_state, messages, stacks
+from dropmuon_optax import checks
 from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.compressors.rules import Rules, check_rules
-from dropmuon_optax.ef21_state import EF21State, Server
 from dropmuon_optax.layers import LayersFn
-from dropmuon_optax.ownership import Ownership, own
-from dropmuon_optax.parts import TakesActive, check_active, narrow, place, widen
+from dropmuon_optax.layers.parts import TakesActive, check_active, narrow, place, widen
 from dropmuon_optax.samplings.draws import threefry_key
-from dropmuon_optax.stacks import Selection, Stacks, collect, scatter, select
-from dropmuon_optax.wire import Axis, check_replicated, inward
+from dropmuon_optax.wire import Axis, check_replicated, inward, messages, stacks
+from dropmuon_optax.wire.ownership import Ownership, own
+from dropmuon_optax.wire.server import (
+    EF21State,
+    Server,
+    check_server,
+    first_state,
+    own_rows,
+    read_server,
+    write_server,
+)
+from dropmuon_optax.wire.stacks import Selection, Stacks, collect, scatter, select
 
 
 def ef21(
@@ -156,7 +164,7 @@ class _Box(NamedTuple):
 
 def _init(box: _Box, params: Any) -> EF21State:
     check_replicated(params)
-    return ef21_state.first(
+    return first_state(
         params,
         select(box.ownership(params)),
         num_workers=box.axis.size,
@@ -193,7 +201,7 @@ def _update(
         raise ValueError("`params` must be given to `update`: the weights W, got None")
     state, outward = inward(state, state.G_j, updates)
     moving = box.select(params, active)
-    ef21_state.check(state.server, moving, box.inner)
+    check_server(state.server, moving, box.inner)
     key = jax.random.fold_in(threefry_key(state.key), state.count)
     worker = box.axis.index()
     turn = _Turn(box, moving, worker, 0 if box.shared else worker, key)
@@ -246,12 +254,12 @@ def _server_lines(
     moving, owner = turn.moving, turn.owner
 
     # 3. G = G + (1/n) Σ_j R_j
-    G, X = ef21_state.read(server, moving, owner)
+    G, X = read_server(server, moving, owner)
     mean = messages.read_mean(moving.workers, received, moving.shapes, moving.counts)
     G = jax.tree.map(jnp.add, G, mean)
 
     # 4. X = LMO over B(X, t) of G
-    W = ef21_state.own_rows(moving, params, owner)
+    W = own_rows(moving, params, owner)
     oracle = functools.partial(stacks.oracle, moving, owner)
     step, inner = turn.box.inner.update(
         G, server.inner, W if X is None else X, oracle=oracle, **extra
@@ -262,7 +270,7 @@ def _server_lines(
         X = jax.tree.map(jnp.add, X, step)
         step = jax.tree.map(jnp.subtract, X, W)
     S, memory = _broadcast(turn, step, server.memory)
-    server = ef21_state.write(server, moving, owner, G, X)
+    server = write_server(server, moving, owner, G, X)
     like = narrow(params, turn.moving.parts)
     return scatter(moving, S, like), server._replace(inner=inner, memory=memory)
 

@@ -22,8 +22,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from dropmuon_optax import checks, linalg
-from dropmuon_optax.geometry import ball_geometry, scion_geometry
 from dropmuon_optax.layers import LayersFn, layers_by_path
+from dropmuon_optax.layers.geometry import ball_geometry, scion_geometry
 from dropmuon_optax.lmo import scale_by_lmo
 
 

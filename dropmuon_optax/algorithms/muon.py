@@ -21,9 +21,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.algorithms.gluon import add_weights, descend, scale_by_momentum
-from dropmuon_optax.geometry import muon_geometry
 from dropmuon_optax.layers import LayersFn, layers_by_path
-from dropmuon_optax.leaves import join
+from dropmuon_optax.layers.geometry import muon_geometry
+from dropmuon_optax.layers.leaves import join
 from dropmuon_optax.lmo import scale_by_lmo
 
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from dropmuon_optax.algorithms.gluon import gluon
-from dropmuon_optax.geometry import ball_geometry
 from dropmuon_optax.layers import LayersFn, layers_by_path
-from dropmuon_optax.leaves import AdaptiveRadius, join
+from dropmuon_optax.layers.geometry import ball_geometry
+from dropmuon_optax.layers.leaves import AdaptiveRadius, join
 from dropmuon_optax.lmo import tree_lmo
 
 

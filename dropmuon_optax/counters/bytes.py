@@ -13,9 +13,8 @@ from typing import Any
 
 import jax
 
-from dropmuon_optax import counters
-from dropmuon_optax.wire import hlo, traffic
-from dropmuon_optax.wire.traffic import WireBytes
+from dropmuon_optax.counters import flops, hlo, traffic
+from dropmuon_optax.counters.traffic import WireBytes
 
 # Primitives that send, and what they are compiled to. Casts (`pcast`) send nothing.
 _KINDS = {
@@ -143,7 +142,7 @@ def _walk(jaxpr: Any, sizes: dict[Any, int]) -> WireBytes:
         inside = dict(sizes)
         if "mesh" in eqn.params:
             inside |= eqn.params["mesh"].shape
-        parts = [_walk(inner, inside) for inner in counters.inner_jaxprs(eqn)]
+        parts = [_walk(inner, inside) for inner in flops.inner_jaxprs(eqn)]
         if kind is not None:
             return _traced(kind, eqn, sizes)
         if name == "scan":

@@ -15,12 +15,15 @@ import optax
 
 from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.compressors.rules import Rules, check_rules, choose
-from dropmuon_optax.geometry import scion_geometry
-from dropmuon_optax.leaves import Layer as Layer
-from dropmuon_optax.leaves import LayersFn as LayersFn
-from dropmuon_optax.leaves import Stacked as Stacked
-from dropmuon_optax.leaves import count_layers as count_layers
-from dropmuon_optax.leaves import fan_out_first, join, path_of
+from dropmuon_optax.layers.geometry import scion_geometry
+from dropmuon_optax.layers.leaves import (
+    Layer,
+    LayersFn,
+    Stacked,
+    fan_out_first,
+    join,
+    path_of,
+)
 from dropmuon_optax.norms import Norm
 
 GeometryFn = Callable[[str, tuple[int, ...]], tuple[Norm | None, Any]]

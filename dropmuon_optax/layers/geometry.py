@@ -7,7 +7,8 @@ to move the leaf) and a radius. `layers_by_path` takes one in place of a list of
 import re
 from typing import Literal
 
-from dropmuon_optax import norms, views
+from dropmuon_optax import norms
+from dropmuon_optax.layers import views
 
 Role = Literal["hidden", "conv", "depthwise", "vector", "embedding", "head"]
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dropmuon_optax import checks, geometry, views
+from dropmuon_optax import checks
+from dropmuon_optax.layers import geometry, views
+from dropmuon_optax.layers.views import View
 from dropmuon_optax.meshes import gathered, like
 from dropmuon_optax.norms import Norm
 from dropmuon_optax.nouns import Noun
-from dropmuon_optax.views import View
 
 LayersFn = Callable[[Any], Any]
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from dropmuon_optax import checks
-from dropmuon_optax.leaves import LayersFn, Stacked, join
+from dropmuon_optax.layers.leaves import LayersFn, Stacked, join
 
 Part = tuple[bool, ...]  # of a leaf: whether each of its layers moves; mostly just one
 Owners = dict[Any, Part]  # what moves of a state's leaf, by its path

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 
-from dropmuon_optax.leaves import LayersFn, Leaf, Stacked, join
+from dropmuon_optax.layers.leaves import LayersFn, Leaf, Stacked, join
 from dropmuon_optax.norms import Norm
 from dropmuon_optax.nouns import Noun
 from dropmuon_optax.theory.fit import ASYMMETRY, fit_line

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 
 from dropmuon_optax import checks
-from dropmuon_optax.leaves import AdaptiveRadius, LayersFn, Leaf, join
+from dropmuon_optax.layers.leaves import AdaptiveRadius, LayersFn, Leaf, join
 from dropmuon_optax.theory.estimates import ECHO, SmoothnessFit
 
 

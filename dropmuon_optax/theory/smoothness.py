@@ -29,7 +29,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dropmuon_optax import checks, linalg
-from dropmuon_optax.leaves import LayersFn, join, to_matrices
+from dropmuon_optax.layers.leaves import LayersFn, join, to_matrices
 from dropmuon_optax.meshes import gathered
 from dropmuon_optax.theory.fit import ASYMMETRY, Line, no_line, refine
 

@@ -1,7 +1,5 @@
-"""Collectives over compressed payloads, and counting their bytes."""
+"""What is sent, and who owns it: stacks, messages, collectives over workers."""
 
-from dropmuon_optax.wire.bytes import count_traced_bytes as count_traced_bytes
-from dropmuon_optax.wire.bytes import count_wire_bytes as count_wire_bytes
 from dropmuon_optax.wire.collectives import Axis as Axis
 from dropmuon_optax.wire.collectives import local_params as local_params
 from dropmuon_optax.wire.workers import check_replicated as check_replicated

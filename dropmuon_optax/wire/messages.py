@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from dropmuon_optax.compressors import Compressor
-from dropmuon_optax.stacks import Stacks
 from dropmuon_optax.wire.packing import decode, encode
+from dropmuon_optax.wire.stacks import Stacks
 
 Compressors = Mapping[int, Compressor]  # of each stack
 Memory = dict[int, Any]  # of the stacks whose compressor has any

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax.compressors import BFloat16, Compressor, Identity
 from dropmuon_optax.compressors.rules import Rules, choose
-from dropmuon_optax.leaves import (
+from dropmuon_optax.layers.leaves import (
     AdaptiveRadius,
     LayersFn,
     Leaf,
@@ -27,8 +27,8 @@ from dropmuon_optax.leaves import (
     join,
     movable_norm,
 )
+from dropmuon_optax.layers.views import View
 from dropmuon_optax.norms import Norm, unscaled
-from dropmuon_optax.views import View
 
 MIN_BLOCK = 4096  # entries; a smaller block isn't worth its place in a stack
 

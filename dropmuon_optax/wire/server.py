@@ -8,11 +8,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dropmuon_optax.leaves import path_of
-from dropmuon_optax.messages import Memory, first_memory
-from dropmuon_optax.ownership import Ownership
-from dropmuon_optax.parts import narrow, widen
-from dropmuon_optax.stacks import Selection, Stacks, collect, put, scatter, select, take
+from dropmuon_optax.layers.leaves import path_of
+from dropmuon_optax.layers.parts import narrow, widen
+from dropmuon_optax.wire.messages import Memory, first_memory
+from dropmuon_optax.wire.ownership import Ownership
+from dropmuon_optax.wire.stacks import (
+    Selection,
+    Stacks,
+    collect,
+    put,
+    scatter,
+    select,
+    take,
+)
 
 
 class Shared(NamedTuple):
@@ -76,7 +84,7 @@ class EF21State(NamedTuple):
     per_worker = ("momentum", "G_j", "memory")
 
 
-def first(
+def first_state(
     params: Any,
     whole: Selection,
     *,
@@ -131,7 +139,7 @@ def _repeated(memory: Memory, n: int) -> Memory:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), memory)
 
 
-def check(server: Server, selection: Selection, inner: Any) -> None:
+def check_server(server: Server, selection: Selection, inner: Any) -> None:
     """Refuses the state of other matrices, and what can't run on some of them alone.
 
     Raises:
@@ -155,7 +163,7 @@ def check(server: Server, selection: Selection, inner: Any) -> None:
         )
 
 
-def read(server: Server, selection: Selection, owner: Any) -> tuple[Any, ...]:
+def read_server(server: Server, selection: Selection, owner: Any) -> tuple[Any, ...]:
     """G and X of what moves and is this owner's: stacks (t, p, q)."""
     if isinstance(server, Owned):
         return tuple(
@@ -168,7 +176,7 @@ def read(server: Server, selection: Selection, owner: Any) -> tuple[Any, ...]:
     )
 
 
-def write(
+def write_server(
     server: Any, selection: Selection, owner: Any, G: Stacks, X: Stacks | None
 ) -> Any:
     """The server's state with new G and X of what moves."""

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array
 
 from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.layers.parts import Part
 from dropmuon_optax.lmo import lmo_rows
-from dropmuon_optax.ownership import Ownership, Piece
-from dropmuon_optax.parts import Part
+from dropmuon_optax.wire.ownership import Ownership, Piece
 
 Stacks = dict[int, Array]
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dropmuon_optax.leaves import path_of
+from dropmuon_optax.layers.leaves import path_of
 
 Step = Callable[..., tuple[Any, ...]]
 

@@ -329,7 +329,7 @@ def test_nodes_of_several_devices_are_workers_with_their_mean():
 
 
 def test_large_embeddings_are_cut_into_blocks_of_rows(monkeypatch):
-    monkeypatch.setattr("dropmuon_optax.ownership.MIN_BLOCK", 16)
+    monkeypatch.setattr("dropmuon_optax.wire.ownership.MIN_BLOCK", 16)
     grads = [float32(normal(k, 4)) for k in range(3)]
     tx = make(4, Identity())
     state = tx.init(float32(normal(0)))

@@ -11,8 +11,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import cnn, step_time
-from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.cnn.__main__ import __main__ as cnn
+from benchmarks.cnn.__main__ import step_time
+from benchmarks.common.optimizers import OPTIMIZERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -137,7 +138,7 @@ def test_learning_rates_add_up():
 
 
 def test_step_times_in_pairs(tmp_path, capsys):
-    """`python -m benchmarks.step_time`: ratios are to the first optimizer."""
+    """`python -m benchmarks.cnn.step_time`: ratios are to the first optimizer."""
     output = ["--output", str(tmp_path), "--rounds", "2", "--batch-size", "8"]
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it
         assert step_time.main([*output, "--optimizers", "adamw,gluon"]) == 0

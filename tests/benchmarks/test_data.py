@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import data
+from benchmarks.common import data
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.drop_cost`: ours does what a program cut by hand does."""
+"""`python -m benchmarks.drop_muon.cost`: ours does what a program cut by hand does."""
 
 import json
 from functools import partial
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import drop_cost, drop_steps, timing
+from benchmarks.common import timing
+from benchmarks.drop_muon import cost as drop_cost
+from benchmarks.drop_muon import steps as drop_steps
 from benchmarks.models import cnn
 
 

@@ -1,11 +1,13 @@
-"""`python -m benchmarks.drop_muon_cnn`, from the command line to its files."""
+"""`python -m benchmarks.drop_muon.cnn`, from the command line to its files."""
 
 import json
 
 import pytest
 
-from benchmarks import drop_methods, drop_muon_cnn, drop_report
-from benchmarks.drop_methods import CUTOFFS, METHODS
+from benchmarks.drop_muon import cnn as drop_muon_cnn
+from benchmarks.drop_muon import methods as drop_methods
+from benchmarks.drop_muon import report as drop_report
+from benchmarks.drop_muon.methods import CUTOFFS, METHODS
 
 ARGUMENTS = ["--data", "digits", "--limit", "96", "--batch-size", "16"]
 ARGUMENTS += ["--seeds", "3", "--steps", "6", "--rounds", "1", "--evaluations", "2"]

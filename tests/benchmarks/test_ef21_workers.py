@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import ef21_loop, ef21_steps, ef21_workers
-from benchmarks.ef21_steps import Plan
+from benchmarks.ef21_muon.__main__ import loop as ef21_loop
+from benchmarks.ef21_muon.__main__ import steps as ef21_steps
+from benchmarks.ef21_muon.__main__ import workers as ef21_workers
+from benchmarks.ef21_muon.steps import Plan
 
 PLAN = Plan(
     method="natural",

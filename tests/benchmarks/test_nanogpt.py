@@ -16,22 +16,19 @@ import optax
 import pytest
 
 import dropmuon_optax as dm
-from benchmarks import (
-    lm_costs,
-    lm_options,
-    lm_radii,
-    lm_report,
-    lm_steps,
-    lm_sweep,
-    lm_sweep_report,
-    lm_train,
-    nanogpt,
-    text,
-    workers,
-)
-from benchmarks.lm_checkpoints import Store
-from benchmarks.lm_methods import OPTIMIZERS
-from benchmarks.lm_steps import accumulate
+from benchmarks.common import text, workers
+from benchmarks.language import costs as lm_costs
+from benchmarks.language import nanogpt
+from benchmarks.language import options as lm_options
+from benchmarks.language import radii as lm_radii
+from benchmarks.language import report as lm_report
+from benchmarks.language import steps as lm_steps
+from benchmarks.language import sweep as lm_sweep
+from benchmarks.language import sweep_report as lm_sweep_report
+from benchmarks.language import train as lm_train
+from benchmarks.language.checkpoints import Store
+from benchmarks.language.methods import OPTIMIZERS
+from benchmarks.language.steps import accumulate
 from benchmarks.models import nanogpt as gpt
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from benchmarks import sources
+from benchmarks.common import sources
 
 # Images per class and the mean and deviation of grey levels in [0, 1], as published.
 FACTS = {

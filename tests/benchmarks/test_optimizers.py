@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import dropmuon_optax as dm
+from benchmarks.common.optimizers import ADAM_SHARE, OPTIMIZERS
 from benchmarks.models import cnn
-from benchmarks.optimizers import ADAM_SHARE, OPTIMIZERS
 
 RATE = 0.01
 

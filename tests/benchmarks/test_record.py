@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from benchmarks import record
+from benchmarks.common import record
 
 
 def test_lines_are_added_and_read_back(tmp_path):

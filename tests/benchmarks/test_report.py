@@ -7,7 +7,7 @@ import pkgutil
 import pytest
 
 import benchmarks
-from benchmarks import report
+from benchmarks.common import report
 
 
 def test_columns_are_aligned():

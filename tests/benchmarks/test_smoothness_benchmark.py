@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import dropmuon_optax as dm
-from benchmarks import data, smoothness, smoothness_runs, text
+from benchmarks.common import data, text
+from benchmarks.smoothness.__main__ import __main__ as smoothness
+from benchmarks.smoothness.__main__ import runs as smoothness_runs
 
 
 def on_a_line(seed):

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-from benchmarks import data, sources
+from benchmarks.common import data, sources
 
 NUM_TRAIN, NUM_TEST = 7, 4
 

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from benchmarks import text, text_files
+from benchmarks.common import text, text_files
 
 # Vocabulary, tokens to train on and to validate on.
 # nanoGPT's counts for Shakespeare: data/shakespeare{,_char}/readme.md.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import timing
+from benchmarks.common import timing
 
 
 class Device:

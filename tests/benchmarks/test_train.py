@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks import data, timing, train
+from benchmarks.common import data, timing, train
 from benchmarks.models import cnn
 
 SCHEDULE = train.Schedule(batch_size=8, num_epochs=3, seed=0, num_evaluations=4)

@@ -1,4 +1,4 @@
-"""`benchmarks.workers`: processes that start, talk, and end together."""
+"""`benchmarks.common.workers`: processes that start, talk, and end together."""
 
 import io
 import json
@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from benchmarks import workers
+from benchmarks.common import workers
 
-REPOSITORY = Path(workers.__file__).parents[1]
+REPOSITORY = Path(workers.__file__).parents[2]
 START = """
 import json, os, sys, time
 from pathlib import Path
-from benchmarks import workers
+from benchmarks.common import workers
 workers.join()
 import jax, jax.numpy as jnp
 from jax.experimental import multihost_utils
 rank = jax.process_index()
 """
 SUM = """
-from dropmuon_optax.wire.bytes import count_wire_bytes
+from dropmuon_optax.counters.bytes import count_wire_bytes
 mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
 spec = jax.P("data")
 f = lambda x: jax.lax.psum(x, "data")

@@ -15,8 +15,9 @@ from cases import CASES, Case, assert_equal, every_case, is_key, jit, run, types
 from flax import nnx
 
 import dropmuon_optax as dm
-from dropmuon_optax import linalg, norms, views
+from dropmuon_optax import linalg, norms
 from dropmuon_optax.counters import count_primitives
+from dropmuon_optax.layers import views
 
 MATRICES = dm.layers_by_path(None, [("", norms.muon_spectral(), 1.0)])
 

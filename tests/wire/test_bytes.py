@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 from dropmuon_optax import counters
-from dropmuon_optax.wire.bytes import count_traced_bytes, count_wire_bytes, parse
+from dropmuon_optax.counters.bytes import count_traced_bytes, count_wire_bytes, parse
 
 P = jax.P
 AXES = ("node", "local")  # 2 and 4 devices

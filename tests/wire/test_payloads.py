@@ -18,8 +18,8 @@ from dropmuon_optax.compressors import (
     RankK,
     TopK,
 )
+from dropmuon_optax.counters.bytes import count_traced_bytes
 from dropmuon_optax.wire import packing
-from dropmuon_optax.wire.bytes import count_traced_bytes
 
 N = 4
 WIDE, TALL = (32, 48), (48, 32)
@@ -43,7 +43,7 @@ COMPRESSORS = [
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Cuts the head, small as it is, into a block of columns for each worker."""
-    monkeypatch.setattr("dropmuon_optax.ownership.MIN_BLOCK", 16)
+    monkeypatch.setattr("dropmuon_optax.wire.ownership.MIN_BLOCK", 16)
 
 
 def params():

@@ -1,0 +1,1 @@
+"""The CNN trained by five optimizers, and what their steps cost."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: data, training, clocks, records, reports."""

@@ -1,0 +1,1 @@
+"""Language models on the text at hand, by eight optimizers."""

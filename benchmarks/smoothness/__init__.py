@@ -1,0 +1,1 @@
+"""Gluon's (L⁰, L¹) smoothness, measured along a run."""
