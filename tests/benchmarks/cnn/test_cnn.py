@@ -15,7 +15,7 @@ from benchmarks.cnn.__main__ import __main__ as cnn
 from benchmarks.cnn.__main__ import step_time
 from benchmarks.common.optimizers import OPTIMIZERS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def start(output, *arguments):

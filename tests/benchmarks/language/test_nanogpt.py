@@ -31,7 +31,7 @@ from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.steps import accumulate
 from benchmarks.models import nanogpt as gpt
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
 SHORT = [*("--preset", "nano", "--batch", "8"), *("--length", "16")]
 SHORT += ["--validation-windows", "8"]
