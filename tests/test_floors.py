@@ -28,7 +28,8 @@ def test_the_readmes_floor_plan_names_every_module():
         entry = re.match(r"\s*(\w+/|\w+\.py)\s+(.*)", line)
         if entry and entry[1].endswith("/"):
             folder = entry[1]
-            named |= {f"{folder}{word}.py" for word in entry[2].split()}
+            words = entry[2].rpartition(": ")[2].split()
+            named |= {f"{folder}{word}.py" for word in words}
         elif entry:
             named.add(entry[1])
     assert named == modules()
@@ -60,3 +61,17 @@ def test_public_names_have_a_docstring_with_an_example():
         if is_public and callable(value):
             assert value.__doc__, name
             assert isinstance(value, type) or ">>>" in value.__doc__, name
+
+
+def test_folders_are_short():
+    folders = [PACKAGE, *(path.parent for path in PACKAGE.glob("*/__init__.py"))]
+    entries = {
+        folder.relative_to(ROOT).as_posix(): [
+            entry.name
+            for entry in folder.iterdir()
+            if entry.suffix == ".py" or (entry / "__init__.py").is_file()
+        ]
+        for folder in folders
+    }
+    assert len(entries.pop("dropmuon_optax")) <= 15
+    assert not {name for name, inside in entries.items() if len(inside) > 14}

@@ -3,7 +3,7 @@
 Claim: at equal tokens Scion, Gluon on theory's radii and our Muon end at the validation
 loss of Optax's Muon, in less time. What Drop-Muon saves and loses is told beside.
 
-Command: python -m benchmarks.language.sweep [--optimizers muon optax_muon …] [--seeds 0 1 2]
+Command: python -m benchmarks.language.sweep [--optimizers muon …] [--seeds 0 1 2]
 Device: any.
 Expected: the README beside this file.
 

@@ -29,9 +29,9 @@ from jax.typing import DTypeLike
 
 from dropmuon_optax import checks
 from dropmuon_optax.compressors import Compressor
-from dropmuon_optax.compressors.rules import Rules, check_rules
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.parts import TakesActive, check_active, narrow, place, widen
+from dropmuon_optax.layers.rules import Rules, check_rules
 from dropmuon_optax.samplings.draws import threefry_key
 from dropmuon_optax.wire import Axis, check_replicated, inward, messages, stacks
 from dropmuon_optax.wire.ownership import Ownership, own

@@ -17,9 +17,9 @@ from dropmuon_optax import checks
 from dropmuon_optax.algorithms.ef21 import ef21
 from dropmuon_optax.algorithms.gluon import add_weights, descend, effective_decay
 from dropmuon_optax.compressors import Compressor, Identity
-from dropmuon_optax.compressors.rules import Rules
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.leaves import AdaptiveRadius, path_of
+from dropmuon_optax.layers.rules import Rules
 from dropmuon_optax.wire.server import EF21State, iterate
 
 

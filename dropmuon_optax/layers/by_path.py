@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 
 from dropmuon_optax.compressors import Compressor
-from dropmuon_optax.compressors.rules import Rules, check_rules, choose
 from dropmuon_optax.layers.geometry import scion_geometry
 from dropmuon_optax.layers.leaves import (
     Layer,
@@ -24,6 +23,7 @@ from dropmuon_optax.layers.leaves import (
     join,
     path_of,
 )
+from dropmuon_optax.layers.rules import Rules, check_rules, choose
 from dropmuon_optax.norms import Norm
 
 GeometryFn = Callable[[str, tuple[int, ...]], tuple[Norm | None, Any]]

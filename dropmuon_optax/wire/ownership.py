@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dropmuon_optax.compressors import BFloat16, Compressor, Identity
-from dropmuon_optax.compressors.rules import Rules, choose
 from dropmuon_optax.layers.leaves import (
     AdaptiveRadius,
     LayersFn,
@@ -27,6 +26,7 @@ from dropmuon_optax.layers.leaves import (
     join,
     movable_norm,
 )
+from dropmuon_optax.layers.rules import Rules, choose
 from dropmuon_optax.layers.views import View
 from dropmuon_optax.norms import Norm, unscaled
 

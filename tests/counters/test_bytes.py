@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType
 
-from dropmuon_optax import counters
+from dropmuon_optax.counters import flops
 from dropmuon_optax.counters.bytes import count_traced_bytes, count_wire_bytes, parse
 
 P = jax.P
@@ -217,7 +217,7 @@ def test_only_compiled_programs_are_read():
 def test_inner_jaxprs_are_those_of_one_equation():
     f = lambda x: lax.cond(x > 0, jnp.sin, jnp.cos, x)  # noqa: E731
     equations = jax.make_jaxpr(f)(1.0).eqns
-    assert [len(list(counters.inner_jaxprs(e))) for e in equations][-1] == 2
+    assert [len(list(flops.inner_jaxprs(e))) for e in equations][-1] == 2
 
 
 # ------------------------------------------------- texts as GPU and TPU compilers print
