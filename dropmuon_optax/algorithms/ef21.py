@@ -70,18 +70,7 @@ def ef21(
         updates and parameters are dictionaries of stacks of matrices (t, p, q), so it
         must treat matrices or entries one by one; its `update` is given `oracle`, a
         function from such updates to −LMO of each. Nothing may follow it in a chain.
-      layers: a function from the parameters to a tree of `Layer`s.
-      worker_compressor: as in `ef21_muon`, like all that follows.
-      server_compressor: likewise.
-      momentum: likewise.
-      axis_name: likewise.
-      num_workers: likewise.
-      topology: likewise.
-      local_axis_name: likewise.
-      initial: likewise.
-      momentum_dtype: likewise.
-      num_layers: likewise.
-      key: likewise.
+      layers, worker_compressor, …, key: as `ef21_muon` documents them.
 
     Returns:
       A transformation whose updates are S.
