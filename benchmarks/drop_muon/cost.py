@@ -23,7 +23,7 @@ import jax
 from matplotlib.figure import Figure
 from tqdm import tqdm, trange
 
-from benchmarks.cnn.__main__ import step_time
+from benchmarks.cnn import step_time
 from benchmarks.common import record, report, timing
 from benchmarks.common.options import positive
 from benchmarks.common.record import RESULTS

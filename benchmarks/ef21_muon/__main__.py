@@ -20,10 +20,10 @@ from typing import Any
 from benchmarks.common import record
 from benchmarks.common.options import positive, share
 from benchmarks.common.record import RESULTS
-from benchmarks.ef21_muon.__main__ import bytes as ef21_bytes
-from benchmarks.ef21_muon.__main__ import cost as ef21_cost
-from benchmarks.ef21_muon.__main__ import losses as ef21_losses
-from benchmarks.ef21_muon.__main__ import report as ef21_report
+from benchmarks.ef21_muon import bytes as ef21_bytes
+from benchmarks.ef21_muon import cost as ef21_cost
+from benchmarks.ef21_muon import losses as ef21_losses
+from benchmarks.ef21_muon import report as ef21_report
 from benchmarks.ef21_muon.compressors import pair
 
 NAME = "ef21_muon"

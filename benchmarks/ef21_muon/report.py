@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import record, report
-from benchmarks.ef21_muon.__main__ import losses_report as ef21_losses_report
+from benchmarks.ef21_muon import losses_report as ef21_losses_report
 from benchmarks.ef21_muon.bytes import ALL_AT, FEW, saving
 from benchmarks.ef21_muon.compressors import SERVERS
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from benchmarks.common import record, report, timing, workers
 from benchmarks.common.options import positive
 from benchmarks.common.record import RESULTS
-from benchmarks.ef21_muon.__main__ import loop as ef21_loop
+from benchmarks.ef21_muon import loop as ef21_loop
 from benchmarks.ef21_muon.steps import METHODS, Plan
 from benchmarks.language.checkpoints import Store
 from benchmarks.models import nanogpt

@@ -19,13 +19,13 @@ The paper's β weighs the new gradient and is 1 − `momentum`; the loop's param
 W, its updates S, and line 6 is `optax.apply_updates`.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 
 from dropmuon_optax import checks
 from dropmuon_optax.compressors import Compressor
@@ -53,15 +53,7 @@ def ef21(
     worker_compressor: Compressor | Rules,
     server_compressor: Compressor | Rules | None = None,
     momentum: optax.ScalarOrSchedule = 0.9,
-    *,
-    axis_name: str = "data",
-    num_workers: int,
-    topology: str = "owner",
-    local_axis_name: str | None = None,
-    initial: str = "zeros",
-    momentum_dtype: DTypeLike | None = None,
-    num_layers: int | None = None,
-    key: Any,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """EF21 around any direction: the box above with `inner` as its line 4.
 
@@ -70,7 +62,13 @@ def ef21(
         updates and parameters are dictionaries of stacks of matrices (t, p, q), so it
         must treat matrices or entries one by one; its `update` is given `oracle`, a
         function from such updates to −LMO of each. Nothing may follow it in a chain.
-      layers, worker_compressor, …, key: as `ef21_muon` documents them.
+      layers: a function from the parameters to a tree of `Layer`s.
+      worker_compressor: as `ef21_muon` documents it.
+      server_compressor: likewise.
+      momentum: likewise.
+      **options: likewise `num_workers` and `key`, which have no default, and
+        `axis_name`, `topology`, `local_axis_name`, `initial`, `momentum_dtype`,
+        `num_layers`.
 
     Returns:
       A transformation whose updates are S.
@@ -94,44 +92,51 @@ def ef21(
     References:
       EF21-Muon, arXiv:2510.00643, Algorithms 2 and 3; EF21, arXiv:2106.05203.
     """
-    checks.in_range("momentum", momentum, 0.0, 1.0, open_high=True)
-    checks.one_of("topology", topology, ("owner", "gather"))
-    checks.one_of("initial", initial, ("zeros", "gradient"))
-    if topology == "gather" and server_compressor is not None and num_workers > 1:
-        raise ValueError(
-            "`server_compressor` must be None where every worker is the server "
-            f"(topology='gather'), got {server_compressor!r}"
-        )
-    check_rules("worker_compressor", worker_compressor)
-    check_rules("server_compressor", server_compressor)
-    box = _Box(
-        inner=optax.with_extra_args_support(inner),
-        layers=layers,
-        compressors=(worker_compressor, server_compressor),
-        momentum=momentum,
-        axis=Axis(axis_name, num_workers, local_axis_name),
-        shared=topology == "gather" or num_workers == 1,
-        from_gradient=initial == "gradient",
-        dtype=checks.float_dtype("momentum_dtype", momentum_dtype),
-        num_layers=num_layers,
-        key=jax.random.key_data(threefry_key(key)),
-    )
+    compressors = (worker_compressor, server_compressor)
+    step = optax.with_extra_args_support(inner)
+    box = _Box(step, layers, compressors, momentum, **options)
     return TakesActive(functools.partial(_init, box), functools.partial(_update, box))
 
 
-class _Box(NamedTuple):
-    """What the box is run with."""
+@dataclasses.dataclass(frozen=True)
+class _Box:
+    """What the box is run with; `ef21_muon` documents it."""
 
-    inner: optax.GradientTransformationExtraArgs
+    inner: Any
     layers: LayersFn
     compressors: tuple[Any, Any]
     momentum: optax.ScalarOrSchedule
-    axis: Axis
-    shared: bool
-    from_gradient: bool
-    dtype: Any
-    num_layers: int | None
+    num_workers: int
     key: Any
+    axis_name: str = "data"
+    topology: str = "owner"
+    local_axis_name: str | None = None
+    initial: str = "zeros"
+    momentum_dtype: Any = None
+    num_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.in_range("momentum", self.momentum, 0.0, 1.0, open_high=True)
+        threefry_key(self.key)
+        checks.one_of("topology", self.topology, ("owner", "gather"))
+        checks.one_of("initial", self.initial, ("zeros", "gradient"))
+        checks.float_dtype("momentum_dtype", self.momentum_dtype)
+        check_rules("worker_compressor", self.compressors[0])
+        check_rules("server_compressor", self.compressors[1])
+        if self.axis.size > 1 and self.shared and self.compressors[1] is not None:
+            raise ValueError(
+                "`server_compressor` must be None where every worker is the server "
+                f"(topology='gather'), got {self.compressors[1]!r}"
+            )
+
+    @property
+    def axis(self) -> Axis:
+        return Axis(self.axis_name, self.num_workers, self.local_axis_name)
+
+    @property
+    def shared(self) -> bool:
+        """Whether every worker is the server."""
+        return self.topology == "gather" or self.num_workers == 1
 
     @property
     def keeps_momentum(self) -> bool:
@@ -158,11 +163,11 @@ def _init(box: _Box, params: Any) -> EF21State:
         select(box.ownership(params)),
         num_workers=box.axis.size,
         inner=box.inner,
-        key=box.key,
+        key=jax.random.key_data(threefry_key(box.key)),
         shared=box.shared,
         keeps_momentum=box.keeps_momentum,
         keeps_x=box.compressors[1] is not None,
-        dtype=box.dtype,
+        dtype=box.momentum_dtype,
     )
 
 
@@ -269,7 +274,7 @@ def _average(box: _Box, state: EF21State, g: Any, parts: Any) -> Any:
     if not box.keeps_momentum:
         return g
     old_weight = box.momentum(state.count) if callable(box.momentum) else box.momentum
-    if box.from_gradient:
+    if box.initial == "gradient":
         old_weight = jnp.where(state.count == 0, 0.0, old_weight)
     a = jnp.asarray(old_weight, jnp.float32)
 

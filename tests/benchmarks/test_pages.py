@@ -10,11 +10,11 @@ import pytest
 from benchmarks.common import record
 from benchmarks.drop_muon import cost as drop_cost
 from benchmarks.drop_muon import report as drop_report
-from benchmarks.ef21_muon.__main__ import losses_report as ef21_losses_report
-from benchmarks.ef21_muon.__main__ import report as ef21_report
-from benchmarks.ef21_muon.__main__ import workers as ef21_workers
+from benchmarks.ef21_muon import losses_report as ef21_losses_report
+from benchmarks.ef21_muon import report as ef21_report
+from benchmarks.ef21_muon import workers as ef21_workers
 from benchmarks.language import sweep_report as lm_sweep_report
-from benchmarks.smoothness.__main__ import __main__ as smoothness
+from benchmarks.smoothness import __main__ as smoothness
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks.cnn.__main__ import __main__ as cnn
-from benchmarks.cnn.__main__ import step_time
+from benchmarks.cnn import __main__ as cnn
+from benchmarks.cnn import step_time
 from benchmarks.common.optimizers import OPTIMIZERS
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.ef21_muon.__main__ import __main__ as ef21_muon
-from benchmarks.ef21_muon.__main__ import bytes as ef21_bytes
-from benchmarks.ef21_muon.__main__ import compressors as ef21_compressors
-from benchmarks.ef21_muon.__main__ import cost as ef21_cost
-from benchmarks.ef21_muon.__main__ import losses as ef21_losses
+from benchmarks.ef21_muon import __main__ as ef21_muon
+from benchmarks.ef21_muon import bytes as ef21_bytes
+from benchmarks.ef21_muon import compressors as ef21_compressors
+from benchmarks.ef21_muon import cost as ef21_cost
+from benchmarks.ef21_muon import losses as ef21_losses
 from benchmarks.ef21_muon.losses_report import groups_of, penalty, reference, savings
 
 

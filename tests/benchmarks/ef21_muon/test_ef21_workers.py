@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.ef21_muon.__main__ import loop as ef21_loop
-from benchmarks.ef21_muon.__main__ import steps as ef21_steps
-from benchmarks.ef21_muon.__main__ import workers as ef21_workers
+from benchmarks.ef21_muon import loop as ef21_loop
+from benchmarks.ef21_muon import steps as ef21_steps
+from benchmarks.ef21_muon import workers as ef21_workers
 from benchmarks.ef21_muon.steps import Plan
 
 PLAN = Plan(

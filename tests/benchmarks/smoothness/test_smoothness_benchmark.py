@@ -9,8 +9,8 @@ import pytest
 
 import dropmuon_optax as dm
 from benchmarks.common import data, text
-from benchmarks.smoothness.__main__ import __main__ as smoothness
-from benchmarks.smoothness.__main__ import runs as smoothness_runs
+from benchmarks.smoothness import __main__ as smoothness
+from benchmarks.smoothness import runs as smoothness_runs
 
 
 def on_a_line(seed):
