@@ -66,9 +66,7 @@ def ef21(
       worker_compressor: as `ef21_muon` documents it.
       server_compressor: likewise.
       momentum: likewise.
-      **options: likewise `num_workers` and `key`, which have no default, and
-        `axis_name`, `topology`, `local_axis_name`, `initial`, `momentum_dtype`,
-        `num_layers`.
+      **options: likewise, by name; `num_workers` and `key` must be given.
 
     Returns:
       A transformation whose updates are S.
