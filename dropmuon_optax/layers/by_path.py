@@ -5,34 +5,32 @@ of `Layer`s of the same structure. A layer's index is its position counted from 
 input, set by name and never by the order in which JAX flattens a tree.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.layers.doubts import AmbiguousError, refuse
 from dropmuon_optax.layers.geometry import scion_geometry
 from dropmuon_optax.layers.leaves import (
     Layer,
     LayersFn,
     Stacked,
-    fan_out_first,
-    join,
     path_of,
+    read_keys,
 )
-from dropmuon_optax.layers.rules import Rules, check_rules, choose
-from dropmuon_optax.norms import Norm
 
-GeometryFn = Callable[[str, tuple[int, ...]], tuple[Norm | None, Any]]
+GeometryFn = Callable[..., tuple[Any, ...]]  # (norm, radius) or (norm, radius, view)
 Rule = tuple[Any, ...]  # (regex, norm, radius) or (regex, norm, radius, view)
 
 
 def layers_by_path(
     order: Sequence[str] | None,
-    geometry: Sequence[Rule] | GeometryFn | None = None,
+    geometry: Sequence[Rule | GeometryFn] | GeometryFn | None = None,
     *,
     stacked: str | None = None,
 ) -> LayersFn:
@@ -48,8 +46,10 @@ def layers_by_path(
         at the input as a rule; truncated backpropagation then updates it only in steps
         that go all the way back. None: layers have no order, and can't be dropped.
       geometry: a list of (regex, norm, radius) or (regex, norm, radius, view); or a
-        function of (path, shape) that returns (norm, radius), such as `muon_geometry`;
-        None is `scion_geometry`. The norm None marks a leaf that no oracle moves.
+        function of (path, shape) that returns (norm, radius) or (norm, radius, view),
+        such as `muon_geometry`; or a list that ends with such a function, for the
+        leaves that no rule matches. None is `scion_geometry`. The norm None marks a
+        leaf that no oracle moves. Without a view, `describe` shows what was guessed.
       stacked: a regular expression for leaves whose leading axis runs over layers; the
         expression in `order` that matches them stands for as many layers.
 
@@ -58,7 +58,8 @@ def layers_by_path(
 
     Raises:
       ValueError: here if an argument is malformed; when the function is called if a
-        leaf matches no rule or a rule matches no leaf, naming either.
+        leaf matches no rule or a rule matches no leaf, naming either, or if a default
+        geometry can't tell what leaves are, with the rules that settle it.
 
     Examples:
       >>> from dropmuon_optax import norms
@@ -72,7 +73,7 @@ def layers_by_path(
       {'block_10': 1, 'block_9': 0, 'head': 2}
     """
     patterns = None if order is None else [_compile("order", entry) for entry in order]
-    rules = _rules(geometry)
+    rules, rest = _rules(geometry)
     in_stack = None if stacked is None else _compile("stacked", stacked)
 
     def layers(params: Any) -> Any:
@@ -90,7 +91,7 @@ def layers_by_path(
                 f"`stacked` must match a leaf, got {stacked!r} for {paths}"
             )
         indices = _indices_by_order(patterns, paths, lengths)
-        norms = _norms_by_rules(rules, flat, lengths)
+        norms = _norms_by_rules(rules, rest, flat, lengths)
         tree = [
             value
             if _masked(value)
@@ -119,21 +120,25 @@ def _compile(name: str, pattern: Any) -> re.Pattern[str]:
         ) from None
 
 
-def _rules(geometry: Any) -> Any:
+def _rules(geometry: Any) -> tuple[list[Any], GeometryFn | None]:
+    """The list of (compiled regex, rule), and the function for what it leaves."""
     if geometry is None:
-        return scion_geometry
+        return [], scion_geometry
     if callable(geometry):
-        return geometry
+        return [], cast(GeometryFn, geometry)
+    geometry, rest = list(geometry), None
+    if geometry and callable(geometry[-1]):
+        rest = geometry.pop()
     rules = []
     for rule in geometry:
         if not isinstance(rule, tuple) or len(rule) not in (3, 4):
             raise ValueError(
                 "`geometry` must hold (regex, norm, radius) or (regex, norm, radius, "
-                f"view), got {rule!r}"
+                f"view), and may end with a function, got {rule!r}"
             )
         Layer(None, *rule[1:])  # its checks
         rules.append((_compile("geometry", rule[0]), rule[1:]))
-    return rules
+    return rules, rest
 
 
 def _stack_length(path: str, value: Any) -> int | None:
@@ -193,92 +198,48 @@ def _place(patterns: list[re.Pattern[str]], path: str) -> tuple[int, int]:
 
 
 def _norms_by_rules(
-    rules: GeometryFn | list[tuple[re.Pattern[str], Rule]],
+    rules: list[tuple[re.Pattern[str], Rule]],
+    rest: GeometryFn | None,
     flat: list[tuple[Any, Any]],
     lengths: list[int | None],
 ) -> list[Rule]:
     """(norm, radius) or (norm, radius, view) of each leaf; () where it is masked."""
     found: list[Rule] = []
-    dead = set() if callable(rules) else {pattern.pattern for pattern, _ in rules}
+    unmet = {pattern.pattern for pattern, _ in rules}
+    ambiguous = []
     for (keys, value), length in zip(flat, lengths, strict=True):
         path = path_of(keys)
-        if callable(rules):
-            found.append(
-                () if _masked(value) else rules(path, _shape(keys, value, length))
-            )
+        match = next((rule for rule in rules if rule[0].search(path)), None)
+        found.append(())
+        if match is not None:
+            unmet.discard(match[0].pattern)
+            found[-1] = match[1]
+        elif _masked(value):
             continue
-        for pattern, rule in rules:
-            if pattern.search(path):
-                dead.discard(pattern.pattern)
-                found.append(rule)
-                break
+        elif rest is None:
+            raise ValueError(f"`geometry` must match every leaf, got none for {path!r}")
         else:
-            if not _masked(value):
-                raise ValueError(
-                    f"`geometry` must match every leaf, got none for {path!r}"
-                )
-            found.append(())
-    if dead and not any(_masked(value) for _, value in flat):
+            try:
+                found[-1] = _read(rest, keys, value, length)
+            except AmbiguousError as error:
+                ambiguous.append(error)
+    refuse(ambiguous)
+    if unmet and not any(_masked(value) for _, value in flat):
         raise ValueError(
             f"every rule of `geometry` must match a leaf that no rule before it does, "
-            f"got {sorted(dead)} for {[path_of(keys) for keys, _ in flat]}"
+            f"got {sorted(unmet)} for {[path_of(keys) for keys, _ in flat]}"
         )
     return found
 
 
-def _shape(keys: Sequence[Any], value: Any, length: int | None) -> tuple[int, ...]:
-    """The leaf's shape in Flax's order (spatial…, fan_in, fan_out), without a stack."""
-    shape = jnp.shape(value)[0 if length is None else 1 :]
-    if fan_out_first(keys, len(shape)):
-        return (*shape[2:], shape[1], shape[0])
-    return shape
-
-
-def describe(
-    layers: LayersFn, params: Any, compressor: Compressor | Rules | None = None
-) -> str:
-    """Prints what goes where: path, shape, layer, norm, radius and matrix view.
-
-    Args:
-      layers: a function from the parameters to a tree of `Layer`s.
-      params: the parameters (or their `jax.ShapeDtypeStruct`s).
-      compressor: as `ef21_muon` takes them; shows each leaf's compressor besides, and
-        its payload as a share of the leaf in float32.
-
-    Returns:
-      The text that was printed.
-
-    Raises:
-      ValueError: if `layers` or `compressor` doesn't fit the parameters.
-
-    Examples:
-      >>> from dropmuon_optax import norms
-      >>> layers = layers_by_path(None, [("", norms.MaxEntry(), 1.0)])
-      >>> _ = describe(layers, {"w": jnp.ones((8, 4))})
-      path  shape   layer  norm        radius  matrices
-      w     (8, 4)  -      MaxEntry()  1.0     1 × (8, 4)
-    """
-    check_rules("compressor", compressor)
-    header = ("path", "shape", "layer", "norm", "radius", "matrices")
-    sent = () if compressor is None else ("compressor", "payload")
-    rows: list[tuple[str, ...]] = [(*header, *sent)]
-    for leaf in join(layers, params):
-        layer, shape = leaf.layer, jnp.shape(leaf.value)
-        if isinstance(layer, Stacked):
-            count, m, n = leaf.view.matrix_shape(shape[1:])
-            count, start = count * shape[0], layer.start
-            index = "-" if start is None else f"{start}…{start + shape[0] - 1}"
-        else:
-            count, m, n = leaf.view.matrix_shape(shape)
-            index = "-" if layer.index is None else str(layer.index)
-        norm = "none (not moved by an LMO)" if layer.norm is None else repr(layer.norm)
-        matrices = f"{count} × ({m}, {n})"
-        if compressor is not None:
-            chosen = choose(compressor, leaf.path, (m, n))
-            sent = repr(chosen), f"{chosen.num_bits((m, n)) / (32 * m * n):.1%}"
-        row = leaf.path, str(shape), index, norm, str(layer.radius), matrices
-        rows.append((*row, *sent))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    print(text)
-    return text
+def _read(
+    rules: GeometryFn, keys: Sequence[Any], value: Any, length: int | None
+) -> Rule:
+    """What a geometry function says of a leaf."""
+    path, shape = path_of(keys), jnp.shape(value)[0 if length is None else 1 :]
+    reading = read_keys(keys, shape)
+    if reading.role and reading.view.fan_out == (0,) and len(shape) > 1:
+        shape = (*shape[2:], shape[1], shape[0])  # to Flax's order
+    if "reading" in inspect.signature(rules).parameters:
+        return rules(path, shape, reading=reading)
+    return rules(path, shape)

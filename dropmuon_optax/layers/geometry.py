@@ -1,26 +1,13 @@
 """Default geometries: the norm and radius of a leaf by its name and shape.
 
 A geometry is a function of (path, shape) that returns a norm (None where no oracle is
-to move the leaf) and a radius. `layers_by_path` takes one in place of a list of rules.
+to move the leaf) and a radius. `layers_by_path` takes one in place of a list of rules,
+or at its end; if it has an argument `reading`, it is given what the leaf was read as.
 """
 
-import re
-from typing import Literal
-
 from dropmuon_optax import norms
-from dropmuon_optax.layers import views
-
-Role = Literal["hidden", "conv", "depthwise", "vector", "embedding", "head"]
-
-_EMBEDDING = re.compile(
-    r"(?i)(^|/)(\w*embed(ding|dings|der|s)?|\w+_emb|emb|wte|wpe|lookup(_table)?)(_\d+)?/"
-    r"|(^|/)(embedding|embedding_table|pos(ition)?_emb\w*|cls(_token)?|wte|wpe)$"
-)
-_HEAD = re.compile(
-    r"(?i)(^|/)((?!multi)\w+_)?(head|logits(_dense)?|unembed\w*|classifier|lm_head)(_\d+)?/"
-    r"|(^|/)(lm_head|head|unembed\w*|logits)$"
-    r"|^(params/)?output(_layer|_projection|_proj)?(/|$)"
-)
+from dropmuon_optax.layers.doubts import AmbiguousError
+from dropmuon_optax.layers.readings import Reading, read
 
 # One step of an output head is sign(g)/n_in times this, one of a hidden layer
 # √(n_out/n_in)·UVᵀ: the ratio of the Scion paper's image models (128 to 8).
@@ -35,40 +22,9 @@ VECTOR_RADIUS = 0.25
 BALL_RADIUS = 8.0
 
 
-def is_embedding(path: str) -> bool:
-    """Whether the path says that the leaf is a table of embeddings."""
-    return bool(_EMBEDDING.search(path))
-
-
-def role(path: str, shape: tuple[int, ...]) -> Role:
-    """What a leaf is, by its path and shape.
-
-    - `embedding` and `head`: the path says so (`embed`, `wte`, …; `head`, `lm_head`,
-      `logits`, `classifier`, …; `multi_head_attention` does not);
-    - `vector`: at most one axis, or a vector's name such as `bias` or `scale` (with the
-      layers stacked in front of it, say);
-    - `depthwise`: a convolution kernel whose input channels are 1, as in a depthwise
-      convolution. A first convolution over one-channel images looks the same;
-    - `conv`: other kernels of three or more axes;
-    - `hidden`: other matrices.
-
-    >>> role("block/multi_head_attention/query/kernel", (64, 4, 16))
-    'hidden'
-    >>> role("lm_head/kernel", (64, 512))
-    'head'
-    """
-    if views.is_vector_name(path) or len(shape) <= 1:
-        return "vector"
-    if is_embedding(path):
-        return "embedding"
-    if _HEAD.search(path):
-        return "head"
-    if len(shape) == 2 or views.is_attention(path):
-        return "hidden"
-    return "depthwise" if shape[-2] == 1 else "conv"
-
-
-def scion_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float]:
+def scion_geometry(
+    path: str, shape: tuple[int, ...], reading: Reading | None = None
+) -> tuple[norms.Norm, float]:
     """Scion's norms: every leaf has one. The default of `gluon` and `scion`.
 
     Hidden matrices √(n_out/n_in)·spectral, convolutions (1/k²)√(C_out/C_in)·spectral,
@@ -78,29 +34,40 @@ def scion_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float
     Args:
       path: the leaf's path, keys joined by "/".
       shape: the leaf's shape in Flax's order, spatial axes, fan_in, fan_out.
+      reading: what the leaf is; None reads its path and shape.
 
     Returns:
       The norm, and the radius relative to hidden layers, which have 1.
+
+    Raises:
+      ValueError: if it can't be told what the leaf is, with the rules that settle it.
 
     Examples:
       >>> scion_geometry("dense/bias", (8,))
       (RMS(), 0.25)
     """
-    kind = role(path, shape)
-    if kind == "vector":
-        return norms.scion_bias(), VECTOR_RADIUS
-    if kind == "head":
-        return norms.scion_sign(), HEAD_RADIUS
-    if kind == "embedding":
-        return norms.scion_row(), 1.0
-    if kind == "depthwise":
-        return norms.scion_column(), 1.0
-    if kind == "conv":
-        return norms.scion_conv(*shape[:-2]), 1.0
-    return norms.scion_spectral(), 1.0
+    reading = read(path, shape) if reading is None else reading
+    match reading.role:
+        case "vector":
+            return norms.scion_bias(), VECTOR_RADIUS
+        case "head":
+            return norms.scion_sign(), HEAD_RADIUS
+        case "embedding":
+            return norms.scion_row(), 1.0
+        case "depthwise":
+            return norms.scion_column(), 1.0
+        case "conv":
+            return norms.scion_conv(*reading.spatial), 1.0
+        case "hidden":
+            return norms.scion_spectral(), 1.0
+        case None:
+            norm = norms.scion_spectral()
+            raise AmbiguousError(path, shape, reading.view, norm, 1.0, "scion_geometry")
 
 
-def ball_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float]:
+def ball_geometry(
+    path: str, shape: tuple[int, ...], reading: Reading | None = None
+) -> tuple[norms.Norm, float]:
     """Scion's norms with radii that constrain: 8 times those of `scion_geometry`.
 
     The default where weights are to stay in the balls. A step at learning rate γ is 8
@@ -109,32 +76,52 @@ def ball_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float]
     Args:
       path: the leaf's path, keys joined by "/".
       shape: the leaf's shape in Flax's order, spatial axes, fan_in, fan_out.
+      reading: what the leaf is; None reads its path and shape.
 
     Returns:
       The norm and the radius: 8 for hidden layers, 128 for heads, 2 for vectors.
+
+    Raises:
+      ValueError: if it can't be told what the leaf is, with the rules that settle it.
 
     Examples:
       >>> ball_geometry("dense/bias", (8,))
       (RMS(), 2.0)
     """
-    norm, radius = scion_geometry(path, shape)
+    reading = read(path, shape) if reading is None else reading
+    if reading.role is None:
+        norm = norms.scion_spectral()
+        raise AmbiguousError(
+            path, shape, reading.view, norm, BALL_RADIUS, "ball_geometry"
+        )
+    norm, radius = scion_geometry(path, shape, reading)
     return norm, BALL_RADIUS * radius
 
 
-def muon_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm | None, float]:
+def muon_geometry(
+    path: str, shape: tuple[int, ...], reading: Reading | None = None
+) -> tuple[norms.Norm | None, float]:
     """Muon's split: matrices and kernels by the spectral norm, the rest by AdamW.
 
     Args:
       path: the leaf's path, keys joined by "/".
       shape: the leaf's shape in Flax's order, spatial axes, fan_in, fan_out.
+      reading: what the leaf is; None reads its path and shape.
 
     Returns:
       `muon_spectral()` for hidden matrices and convolutions, None for vectors,
       embeddings, heads and depthwise kernels; the radius 1.
 
+    Raises:
+      ValueError: if it can't be told what the leaf is, with the rules that settle it.
+
     Examples:
       >>> muon_geometry("embed/embedding", (512, 64))
       (None, 1.0)
     """
-    kind = role(path, shape)
-    return (norms.muon_spectral() if kind in ("hidden", "conv") else None), 1.0
+    reading = read(path, shape) if reading is None else reading
+    if reading.role is None:
+        norm = norms.muon_spectral()
+        raise AmbiguousError(path, shape, reading.view, norm, 1.0, "muon_geometry")
+    moved = reading.role in ("hidden", "conv")
+    return (norms.muon_spectral() if moved else None), 1.0

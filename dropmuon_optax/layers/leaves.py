@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
-from dropmuon_optax.layers import geometry, views
+from dropmuon_optax.layers.readings import Reading, read
 from dropmuon_optax.layers.views import View
 from dropmuon_optax.meshes import gathered, like
 from dropmuon_optax.norms import Norm
@@ -56,7 +56,7 @@ class Layer(Noun):
         of layers means nothing. Leaves of one layer (kernel and bias) share it.
       norm: the norm ‖·‖_(i); None for a leaf that no oracle moves.
       radius: the step's length in the norm is learning_rate·radius.
-      view: which axes are rows and columns; None is `default_view`.
+      view: which axes are rows and columns; None is what `read` makes of the name.
 
     Raises:
       ValueError: if an attribute is out of range.
@@ -117,6 +117,7 @@ class Leaf(NamedTuple):
     value: Any
     layer: Layer | Stacked
     view: View  # of the leaf, or of each leaf[j] if the layer is `Stacked`
+    reading: Reading | None = None  # where the layer has no view of its own
 
 
 def path_of(keys: Sequence[Any]) -> str:
@@ -156,11 +157,14 @@ def join(layers: LayersFn, params: Any) -> list[Leaf]:
             raise ValueError(
                 f"`layers` must return a `Layer` for {path!r}, got {layer!r}"
             )
-        leaves.append(Leaf(path, value, layer, _view(keys, value, layer)))
+        view, reading = _view(keys, value, layer)
+        leaves.append(Leaf(path, value, layer, view, reading))
     return leaves
 
 
-def _view(keys: Sequence[Any], value: Any, layer: Layer | Stacked) -> View:
+def _view(
+    keys: Sequence[Any], value: Any, layer: Layer | Stacked
+) -> tuple[View, Reading | None]:
     shape = jnp.shape(value)
     if isinstance(layer, Stacked):
         if not shape or layer.length not in (None, shape[0]):
@@ -169,27 +173,22 @@ def _view(keys: Sequence[Any], value: Any, layer: Layer | Stacked) -> View:
                 f"{layer.length} to be {layer}, got shape {shape}"
             )
         shape = shape[1:]
+    reading = read_keys(keys, shape) if layer.view is None else None
+    view = layer.view if reading is None else reading.view
+    assert view is not None
     try:
-        view = layer.view or default_view(keys, shape)
         view.matrix_shape(shape)
     except ValueError as error:
         raise ValueError(
             f"the leaf {path_of(keys)!r} of shape {shape}: {error}"
         ) from None
-    return view
+    return view, reading
 
 
-def default_view(keys: Sequence[Any], shape: tuple[int, ...]) -> View:
-    """`views.default_view` of the leaf at these keys."""
-    bias = len(keys) > 0 and _is_attribute(keys[-1], "bias")
-    attribute = bias or fan_out_first(keys, len(shape))
-    return views.default_view(path_of(keys), shape, attribute=attribute)
-
-
-def fan_out_first(keys: Sequence[Any], ndim: int) -> bool:
-    """Whether the leaf is an Equinox kernel, stored (fan_out, fan_in, spatial…)."""
-    named = len(keys) > 0 and _is_attribute(keys[-1], "weight")
-    return named and ndim > 1 and not geometry.is_embedding(path_of(keys))
+def read_keys(keys: Sequence[Any], shape: tuple[int, ...]) -> Reading:
+    """`read` of the leaf at these keys."""
+    attribute = len(keys) > 0 and isinstance(keys[-1], jax.tree_util.GetAttrKey)
+    return read(path_of(keys), shape, attribute=attribute)
 
 
 def movable_norm(leaf: Leaf) -> Norm:

@@ -2,18 +2,11 @@
 
 import dataclasses
 import math
-import re
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from dropmuon_optax.nouns import Noun
-
-_VECTOR_NAMES = re.compile(
-    r"^(bias|b|scale|gamma|beta|offset|shift|gain|mean|var)(_\w+)?$"
-)
-_ATTENTION_INPUT_NAMES = re.compile(r"^(query|key|value|qkv|q|k|v|[qkv]_proj)$")
-_ATTENTION_OUTPUT_NAMES = re.compile(r"^(out|o|o_proj|out_proj|output|c_proj)$")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -93,62 +86,3 @@ DENSE = View((-2,), (-1,))  # fan_in × fan_out; leading axes are a batch
 HEADS_MERGED = View((0,), (1, 2))  # (model, heads, head_dim): all heads in one matrix
 PER_HEAD_IN = View((0,), (2,))  # (model, heads, head_dim): a matrix for each head
 PER_HEAD_OUT = View((1,), (2,))  # (heads, head_dim, model): a matrix for each head
-
-
-def default_view(path: str, shape: tuple[int, ...], *, attribute: bool = False) -> View:
-    """The view of a leaf by its name and number of axes.
-
-    - names of vectors (`bias`, `scale`, …) and leaves of one axis: 1 × n, any leading
-      axes a batch;
-    - `…/query|key|value/kernel` of three axes (model, heads, head_dim): all heads in
-      one matrix (model, heads·head_dim). For one matrix per head give `PER_HEAD_IN`;
-    - everything else: the last axis is fan_out, all before it are fan_in. That fits
-      dense kernels (I, O), convolutions (W, I, O), (H, W, I, O), (D, H, W, I, O) and
-      attention outputs (heads, head_dim, model);
-    - attributes, as in Equinox modules: a `weight` has fan_out first, (O, I, …); the
-      bias of a convolution, (O, 1, 1), is one vector.
-
-    A leaf stacked over layers by a scan can't be told from a convolution by its shape:
-    say so with `Stacked`.
-
-    Args:
-      path: the leaf's path, keys joined by "/".
-      shape: the leaf's shape.
-      attribute: whether the path's last key is a class attribute, not a dictionary key.
-
-    Returns:
-      A view whose `matrix_shape` fits.
-
-    Examples:
-      >>> default_view("conv/kernel", (3, 3, 1, 8)).matrix_shape((3, 3, 1, 8))
-      (1, 9, 8)
-      >>> default_view("blocks/bias", (12, 64)).matrix_shape((12, 64))
-      (12, 1, 64)
-    """
-    ndim = len(shape)
-    if ndim == 0:
-        return SCALAR
-    if ndim == 1 or is_vector_name(path):
-        one = attribute and all(side == 1 for side in shape[1:])
-        return View((), tuple(range(ndim))) if one else VECTOR
-    if ndim == 3 and _is_attention_input(path):
-        return HEADS_MERGED
-    if attribute and path.rpartition("/")[2] == "weight":
-        return View(tuple(range(1, ndim)), (0,))
-    return View(tuple(range(ndim - 1)), (ndim - 1,))
-
-
-def is_vector_name(path: str) -> bool:
-    """Whether the last key of the path names a vector, such as `bias` or `scale`."""
-    return bool(_VECTOR_NAMES.match(path.rpartition("/")[2]))
-
-
-def is_attention(path: str) -> bool:
-    """Whether the path names a projection of an attention layer, not a convolution."""
-    out = _ATTENTION_OUTPUT_NAMES.match(path.rpartition("/")[0].rpartition("/")[2])
-    return _is_attention_input(path) or bool(out and "att" in path.lower())
-
-
-def _is_attention_input(path: str) -> bool:
-    keys = path.split("/")
-    return any(_ATTENTION_INPUT_NAMES.match(key) for key in keys[-2:])

@@ -16,6 +16,15 @@ from dropmuon_optax.norms.scaled import Monomial, Scaled
 from dropmuon_optax.norms.spectral import Spectral
 
 
+def _call(name: str, inner: Norm, *arguments: int) -> str:
+    """The call as it is written, without what is the default."""
+    given = [
+        *map(str, arguments),
+        *([f"inner={inner!r}"] if inner != Spectral() else []),
+    ]
+    return f"{name}({', '.join(given)})"
+
+
 def muon_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
     """Muon's geometry: a unit step is √max(1, n_out/n_in)·UVᵀ.
 
@@ -29,7 +38,8 @@ def muon_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
     References:
       Keller Jordan, github.com/KellerJordan/Muon; `torch.optim.Muon`, "original".
     """
-    return Scaled(inner, Monomial(fan_in=0.5, fan_out=-0.5, at_most=1.0))
+    factor = Monomial(fan_in=0.5, fan_out=-0.5, at_most=1.0)
+    return Scaled(inner, factor).named(_call("muon_spectral", inner))
 
 
 def scion_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
@@ -42,7 +52,8 @@ def scion_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
     References:
       Pethick et al., arXiv:2502.07529 (Spectral).
     """
-    return Scaled(inner, Monomial(fan_in=0.5, fan_out=-0.5))
+    factor = Monomial(fan_in=0.5, fan_out=-0.5)
+    return Scaled(inner, factor).named(_call("scion_spectral", inner))
 
 
 def scion_conv(*kernel_size: int, inner: Norm = Spectral()) -> Scaled:  # noqa: B008
@@ -67,7 +78,8 @@ def scion_conv(*kernel_size: int, inner: Norm = Spectral()) -> Scaled:  # noqa: 
         checks.positive_int("kernel_size", extent)
     # √(n_in/n_out) = √(k²C_in/C_out) already holds one of the two factors of k.
     root = math.sqrt(math.prod(kernel_size))
-    return Scaled(inner, Monomial(fan_in=0.5, fan_out=-0.5, constant=root))
+    factor = Monomial(fan_in=0.5, fan_out=-0.5, constant=root)
+    return Scaled(inner, factor).named(_call("scion_conv", inner, *kernel_size))
 
 
 def scion_sign() -> Scaled:
@@ -83,7 +95,7 @@ def scion_sign() -> Scaled:
     References:
       Pethick et al., arXiv:2502.07529 (Sign).
     """
-    return Scaled(MaxEntry(), Monomial(fan_in=1.0))
+    return Scaled(MaxEntry(), Monomial(fan_in=1.0)).named("scion_sign()")
 
 
 def scion_column() -> Scaled:
@@ -96,7 +108,7 @@ def scion_column() -> Scaled:
     >>> scion_column().lmo(jnp.ones((4, 1))).tolist()
     [[-0.25], [-0.25], [-0.25], [-0.25]]
     """
-    return Scaled(Column(), Monomial(fan_in=0.5))
+    return Scaled(Column(), Monomial(fan_in=0.5)).named("scion_column()")
 
 
 def scion_row() -> Scaled:
@@ -109,7 +121,7 @@ def scion_row() -> Scaled:
     >>> scion_row().lmo(jnp.ones((1, 4))).tolist()
     [[-1.0, -1.0, -1.0, -1.0]]
     """
-    return Scaled(Row(), Monomial(fan_out=-0.5))
+    return Scaled(Row(), Monomial(fan_out=-0.5)).named("scion_row()")
 
 
 def scion_bias() -> RMS:

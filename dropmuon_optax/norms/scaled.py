@@ -37,11 +37,26 @@ class Scaled(Norm):
 
     inner: Norm
     factor: float | Callable[[int, int], float]
+    _name: str = dataclasses.field(init=False, repr=False, compare=False, default="")
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Norm):
             raise ValueError(f"`inner` must be a norm, got {self.inner!r}")
         checks.in_range("factor", self.factor, 0.0, math.inf, open_low=True)
+
+    def named(self, name: str) -> "Scaled":
+        """The same norm, printed as the call that made it.
+
+        >>> from dropmuon_optax.norms.rms import RMS
+        >>> Scaled(RMS(), 2.0).named("double()")
+        double()
+        """
+        same = dataclasses.replace(self)
+        object.__setattr__(same, "_name", name)
+        return same
+
+    def __repr__(self) -> str:
+        return self._name or super().__repr__()
 
     @property
     def mixes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

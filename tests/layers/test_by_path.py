@@ -262,32 +262,6 @@ def test_layers_functions_that_return_something_else_are_refused():
         tx.init({"a": W})
 
 
-@pytest.mark.parametrize(
-    ("path", "shape", "kind"),
-    [
-        ("transformer/multi_head_attention/query/kernel", (8, 2, 4), "hidden"),
-        ("multihead_attn/out_proj/kernel", (8, 8), "hidden"),
-        ("wte/embedding", (50, 8), "embedding"),
-        ("token_embedder/embedding", (50, 8), "embedding"),
-        ("pos_embedding", (50, 8), "embedding"),
-        ("lm_head/kernel", (8, 50), "head"),
-        ("head/kernel", (8, 50), "head"),
-        ("params/output/kernel", (8, 50), "head"),
-        ("bert/layer_0/output/kernel", (8, 8), "hidden"),
-        ("classifier/kernel", (8, 50), "head"),
-        ("header_block/kernel", (8, 8), "hidden"),
-        ("head/bias", (50,), "vector"),
-        ("blocks/ln/scale", (12, 8), "vector"),
-        ("stem/kernel", (3, 3, 3, 8), "conv"),
-        ("dw/kernel", (3, 3, 1, 8), "depthwise"),
-    ],
-)
-def test_roles_by_name_and_shape(path, shape, kind):
-    from dropmuon_optax.layers import geometry
-
-    assert geometry.role(path, shape) == kind
-
-
 def test_describe_shows_what_is_sent():
     params = {"kernel": jnp.zeros((64, 64)), "bias": jnp.zeros(64)}
     text = dm.describe(dm.layers_by_path(None), params, dm.compressors.Natural())

@@ -1,5 +1,6 @@
 """Scion's and Muon's published geometries in float64, and compositions of norms."""
 
+import dataclasses
 import functools
 
 import jax
@@ -99,6 +100,22 @@ def test_equal_geometries_are_equal_and_hash_alike():
     assert norms.scion_spectral() == norms.scion_spectral()
     assert hash(norms.scion_conv(3, 3)) == hash(norms.scion_conv(3, 3))
     assert norms.scion_conv(3, 3) != norms.scion_conv(5, 5)
-    assert repr(norms.muon_spectral()) == (
-        "Scaled(Spectral(), Monomial(fan_in=0.5, fan_out=-0.5, at_most=1.0))"
-    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "muon_spectral()",
+        "scion_spectral(inner=Spectral(num_steps=3))",
+        "scion_conv(3, 5)",
+        "scion_conv(3, inner=Frobenius())",
+        "scion_sign()",
+        "scion_column()",
+        "scion_row()",
+    ],
+)
+def test_geometries_print_as_the_calls_that_make_them(call):
+    norm = eval(call, vars(norms))
+    assert repr(norm) == call
+    # What is made of one has its own name again.
+    assert repr(dataclasses.replace(norm, factor=2.0)) == f"Scaled({norm.inner!r}, 2.0)"

@@ -1,0 +1,127 @@
+"""What goes where, printed; and what was guessed."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.layers import doubts
+from dropmuon_optax.layers.leaves import LayersFn, Leaf, Stacked, join
+from dropmuon_optax.layers.names import NAME_RULES
+from dropmuon_optax.layers.rules import Rules, check_rules, choose
+
+
+def describe(
+    layers: LayersFn,
+    params: Any,
+    compressor: Compressor | Rules | None = None,
+    *,
+    strict: bool = False,
+    evidence: bool = False,
+) -> str:
+    """Prints what goes where: path, shape, layer, norm, radius and matrix view.
+
+    A last column says what was guessed of a leaf, if anything was: its name and shape
+    admit another reading. A rule with a view settles it.
+
+    Args:
+      layers: a function from the parameters to a tree of `Layer`s.
+      params: the parameters (or their `jax.ShapeDtypeStruct`s).
+      compressor: as `ef21_muon` takes them; shows each leaf's compressor besides, and
+        its payload as a share of the leaf in float32.
+      strict: refuse what was guessed, for scripts.
+      evidence: show what every leaf was read as, and why; and below, `NAME_RULES`, the
+        names that mean something.
+
+    Returns:
+      The text that was printed.
+
+    Raises:
+      ValueError: if `layers` or `compressor` doesn't fit the parameters; if `strict`
+        and something was guessed, naming the leaves and the rules to write.
+
+    Examples:
+      >>> from dropmuon_optax import norms
+      >>> from dropmuon_optax.layers.by_path import layers_by_path
+      >>> layers = layers_by_path(None, [("", norms.MaxEntry(), 1.0)])
+      >>> _ = describe(layers, {"w": jnp.ones((8, 4))})
+      path  shape   layer  norm        radius  matrices
+      w     (8, 4)  -      MaxEntry()  1.0     1 × (8, 4)
+    """
+    check_rules("compressor", compressor)
+    leaves = join(layers, params)
+    if strict:
+        _refuse_guesses(leaves)
+    header = ["path", "shape", "layer", "norm", "radius", "matrices"]
+    rows = [_row(leaf) for leaf in leaves]
+    if compressor is not None:
+        header += ["compressor", "payload"]
+        for row, leaf in zip(rows, leaves, strict=True):
+            row += _sent(compressor, leaf)
+    if evidence or any(map(_guessed, leaves)):
+        header += ["read as" if evidence else "guessed"]
+        for row, leaf in zip(rows, leaves, strict=True):
+            row.append(_evidence(leaf) if evidence or _guessed(leaf) else "")
+    text = _table([header, *rows])
+    if evidence:
+        names = [
+            [r.pattern, r.role, " | ".join(r.layouts), r.seen_in] for r in NAME_RULES
+        ]
+        text += "\n\n" + _table([["name", "role", "axes", "seen in"], *names])
+    print(text)
+    return text
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _matrices(leaf: Leaf) -> tuple[int, int, int]:
+    """(number of matrices, fan_in, fan_out), of all rows of a stack."""
+    shape = jnp.shape(leaf.value)
+    if isinstance(leaf.layer, Stacked):
+        count, m, n = leaf.view.matrix_shape(shape[1:])
+        return count * shape[0], m, n
+    return leaf.view.matrix_shape(shape)
+
+
+def _row(leaf: Leaf) -> list[str]:
+    layer, shape = leaf.layer, jnp.shape(leaf.value)
+    if isinstance(layer, Stacked):
+        start = layer.start
+        index = "-" if start is None else f"{start}…{start + shape[0] - 1}"
+    else:
+        index = "-" if layer.index is None else str(layer.index)
+    norm = "none (not moved by an LMO)" if layer.norm is None else repr(layer.norm)
+    count, m, n = _matrices(leaf)
+    matrices = f"{count} × ({m}, {n})"
+    return [leaf.path, str(shape), index, norm, str(layer.radius), matrices]
+
+
+def _sent(compressor: Compressor | Rules, leaf: Leaf) -> list[str]:
+    _, m, n = _matrices(leaf)
+    chosen = choose(compressor, leaf.path, (m, n))
+    return [repr(chosen), f"{chosen.num_bits((m, n)) / (32 * m * n):.1%}"]
+
+
+def _guessed(leaf: Leaf) -> bool:
+    return leaf.reading is not None and leaf.reading.evidence == "guess"
+
+
+def _evidence(leaf: Leaf) -> str:
+    reading = leaf.reading
+    if reading is None:
+        return "a rule's view"
+    return f"{reading.role or 'unknown'} ({reading.evidence}: {reading.why})"
+
+
+def _refuse_guesses(leaves: list[Leaf]) -> None:
+    found = [leaf for leaf in leaves if _guessed(leaf)]
+    if found:
+        names = [f"{leaf.path!r}, read as {_evidence(leaf)}" for leaf in found]
+        rules = [
+            doubts.line(leaf.path, leaf.layer.norm, leaf.layer.radius, leaf.view)
+            for leaf in found
+        ]
+        raise ValueError(doubts.message(names, rules))

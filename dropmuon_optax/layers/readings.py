@@ -1,0 +1,158 @@
+"""What a leaf is, read from its name and shape, and what says so."""
+
+import dataclasses
+from typing import Any, Literal
+
+from dropmuon_optax.layers.layouts import Key, NameRule, Role
+from dropmuon_optax.layers.names import NAME_RULES
+from dropmuon_optax.layers.views import SCALAR, VECTOR, View
+from dropmuon_optax.nouns import Noun
+
+# A kernel's extents in space are at most this: patches of 32 are the largest in use.
+MAX_EXTENT = 32
+
+# Depthwise kernels have as many output channels as the layer before; first layers over
+# images of one channel rarely have more than 32.
+MIN_DEPTHWISE = 64
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reading(Noun):
+    """What a leaf is.
+
+    Attributes:
+      role: hidden matrix, convolution, …; None where it can't be told.
+      view: which axes are fan_in and fan_out; where it can't be told, the last axis is
+        fan_out.
+      evidence: what says so: its name (`NAME_RULES`), its shape, or nothing much.
+      why: in words.
+      spatial: a convolution's extents in space.
+    """
+
+    role: Role | None
+    view: View
+    evidence: Literal["name", "shape", "guess"]
+    why: str
+    spatial: tuple[int, ...] = ()
+
+
+def read(path: str, shape: tuple[int, ...], *, attribute: bool = False) -> Reading:
+    """What a leaf is, by its path and shape.
+
+    The first rule of `NAME_RULES` that matches counts. Without one, leaves of one axis
+    are vectors, of two are matrices, and kernels of four or five are convolutions if
+    the spatial extents are small where the library puts them: first in Flax, last in
+    Equinox. Three axes without a name can't be told: heads, experts, stacked layers and
+    one-dimensional convolutions all look alike.
+
+    Args:
+      path: the leaf's path, keys joined by "/".
+      shape: the leaf's shape, without an axis that `Stacked` layers run along.
+      attribute: whether the path's last key is a class attribute, not a dictionary key:
+        so Equinox modules store `weight`, (fan_out, fan_in, …).
+
+    Examples:
+      >>> read("patch_embed/kernel", (7, 7, 3, 64)).spatial
+      (7, 7)
+      >>> read("attn/attn_vec_einsum/w", (8, 16, 64)).view
+      View((0, 1), (2,))
+      >>> read("w", (8, 16, 64)).role is None
+      True
+    """
+    key = Key(path, shape, attribute)
+    if len(shape) <= 1:
+        return Reading("vector", VECTOR if shape else SCALAR, "shape", "one axis")
+    for rule in NAME_RULES:
+        match = rule.match(key)
+        if match is not None:
+            return _by_rule(key, rule, match[0])
+    if len(shape) == 2:
+        return _matrix(key)
+    first = _fan_out_first(key)
+    small = shape[2:] if first else shape[:-2]
+    if path.rpartition("/")[2] in ("kernel", "weight") and _is_spatial(small):
+        return _convolution(key, "shape", "small extents where kernels have them")
+    return Reading(
+        None, _last(key), "guess", f"nothing says what its {len(shape)} axes are"
+    )
+
+
+def _by_rule(key: Key, rule: NameRule, view: View | None) -> Reading:
+    why = rule.doubt or rule.seen_in
+    evidence = "guess" if rule.doubt else "name"
+    if rule.role == "conv":
+        return _convolution(key, evidence, why)
+    if rule.role == "vector":
+        return Reading("vector", view or VECTOR, evidence, why)
+    if rule.role == "embedding":
+        rows = View(tuple(range(len(key.shape) - 1)), (len(key.shape) - 1,))
+        return Reading("embedding", view or rows, evidence, why)
+    if rule.role in ("hidden", "head") and view is None and len(key.shape) == 2:
+        matrix = _matrix(key)
+        if matrix.evidence == "guess" and not rule.doubt:
+            evidence, why = matrix.evidence, matrix.why
+        return Reading(rule.role, matrix.view, evidence, why)
+    return Reading(rule.role, view or _last(key), evidence, why)
+
+
+def _matrix(key: Key) -> Reading:
+    """A leaf of two axes."""
+    m, n = key.shape
+    if not key.attribute and key.path.rpartition("/")[2] == "weight" and m != n:
+        why = "may be (fan_out, fan_in), as PyTorch stores a `weight`"
+        return Reading("hidden", _last(key), "guess", why)
+    return Reading("hidden", _last(key), "shape", "two axes")
+
+
+def _convolution(key: Key, evidence: Any, why: str) -> Reading:
+    """A convolution, dense or depthwise."""
+    first = _fan_out_first(key)
+    shape = key.shape
+    spatial = shape[2:] if first else shape[:-2]
+    fan_in, fan_out = (shape[1], shape[0]) if first else shape[-2:]
+    role: Role = "conv"
+    if fan_in == 1 and not _is_first(key.path):
+        nested = len(_modules(key.path)) > 1
+        if nested and fan_out >= MIN_DEPTHWISE:
+            role = "depthwise"
+            why = "one input channel: may be a first layer's, not depthwise"
+        else:
+            why = "one input channel: may be depthwise"
+        evidence = "guess"
+    return Reading(role, _last(key), evidence, why, spatial)
+
+
+def _is_first(path: str) -> bool:
+    """Whether the name says that the convolution is a network's first."""
+    modules = _modules(path)
+    names = ("conv", "Conv_0", "conv_0", "conv0", "conv1", "conv_1", "conv_in")
+    more = ("conv_init", "conv_first", "stem", "conv_stem", "patch_embed")
+    return len(modules) == 1 and modules[0] in (*names, *more)
+
+
+def _modules(path: str) -> list[str]:
+    """The keys of the modules around a leaf, without numbers alone and `params`."""
+    keys = path.split("/")[:-1]
+    return [key for key in keys if not key.isdigit() and key not in ("params", "~")]
+
+
+def _fan_out_first(key: Key) -> bool:
+    """Whether the leaf is stored (fan_out, fan_in, spatial…)."""
+    if key.path.rpartition("/")[2] != "weight":
+        return False
+    if key.attribute:
+        return True
+    # A dictionary's `weight` of a convolution may be PyTorch's or Flax's.
+    return len(key.shape) > 2 and max(key.shape[2:]) < min(key.shape[:-2])
+
+
+def _is_spatial(extents: tuple[int, ...]) -> bool:
+    return 2 <= len(extents) <= 3 and max(extents) <= MAX_EXTENT
+
+
+def _last(key: Key) -> View:
+    """Fan_out is the last axis, or the first where it is stored so."""
+    ndim = len(key.shape)
+    if _fan_out_first(key):
+        return View(tuple(range(1, ndim)), (0,))
+    return View(tuple(range(ndim - 1)), (ndim - 1,))
