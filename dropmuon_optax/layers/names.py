@@ -38,7 +38,7 @@ NAME_RULES = (
     ),
     NameRule(
         r"(?:bias|b|scale|gamma|beta|offset|shift|gain|mean|var)(?:_\w+)?"
-        r"|\w+_(?:bias|scale|gamma|beta)",
+        r"|\w+_(?:bias|scale|gamma|beta)|\w*layer_?scale#|ls#|lambda\w*|a_param|D_skip",
         "vector",
         "biases, scales and running statistics of every library",
     ),
@@ -48,9 +48,9 @@ NAME_RULES = (
         "norms of Equinox, and of Llama in Flax",
     ),
     NameRule(
-        r"A_log|log_A|D|D_skip|lambda\w*|a_param|\w*layer_?scale#|ls#",
+        "A_log|log_A",
         "vector",
-        "Mamba, Griffin, CaiT: entry by entry",
+        "Mamba: (channels, states), entry by entry",
         ("CN: →CN", "HCN: →HCN"),
     ),
     # Heads, before embeddings, whose words `unembed` and `embed_out` share.
@@ -80,7 +80,7 @@ NAME_RULES = (
         doubt="may be the output of an attention layer",
     ),
     NameRule(
-        rf"^(?!.*{_ATT})(?:.*/)?(?:(?!multi)\w+_)?(?:head|classifier)/(?:.*/)?{_W}",
+        rf"^(?!.*{_ATT})(?:.*/)?(?:(?!multi)\w+_)?(?:head|classifier)/.+/{_W}",
         "head",
         "heads of several layers",
         axes=(2,),
@@ -236,7 +236,7 @@ NAME_RULES = (
         attribute=False,
     ),
     NameRule(
-        r"weight_(?:ih|hh)\w*",
+        r"weight_(?:ih|hh)\w*|in_proj_weight",
         "hidden",
         "cells of Equinox: (gates·hidden, in)",
         ("OI: I→O",),

@@ -143,11 +143,17 @@ def _fan_out_first(key: Key) -> bool:
     if key.attribute:
         return True
     # A dictionary's `weight` of a convolution may be PyTorch's or Flax's.
-    return len(key.shape) > 2 and max(key.shape[2:]) < min(key.shape[:-2])
+    return len(key.shape) > 2 and _unlikely(key.shape[2:]) < _unlikely(key.shape[:-2])
+
+
+def _unlikely(extents: tuple[int, ...]) -> tuple[bool, int, int]:
+    """How little the extents look like those of kernels: small, and square or flat."""
+    large = max(extents)
+    return large > MAX_EXTENT, len({*extents} - {1}), large
 
 
 def _is_spatial(extents: tuple[int, ...]) -> bool:
-    return 2 <= len(extents) <= 3 and max(extents) <= MAX_EXTENT
+    return 2 <= len(extents) <= 3 and _unlikely(extents) <= (False, 1, MAX_EXTENT)
 
 
 def _last(key: Key) -> View:
