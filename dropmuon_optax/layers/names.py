@@ -131,7 +131,7 @@ NAME_RULES = (
         r"conv\w*",
         "depthwise",
         "Mamba: bare (taps, channels) or (channels, taps)",
-        ("TC: T→C, C≥T", "CT: T→C, C≥T"),
+        ("TC: T→C, 8≥T, C≥8T", "CT: T→C, 8≥T, C≥8T"),
         doubt="may be a matrix",
     ),
     NameRule(
@@ -221,6 +221,25 @@ NAME_RULES = (
         doubt="may be experts' outputs, (experts, in, out)",
     ),
     # Dense layers under names that don't tell, or that someone stores transposed.
+    NameRule(
+        r"(?:\w*emb(?:ed\w*)?|wte|wpe)/weight/(?:array|0)",
+        "embedding",
+        "Haliax and Levanter: a row for each token",
+    ),
+    NameRule(
+        r"(?:\w+_)?head/weight/(?:array|0)",
+        "head",
+        "Haliax and Levanter",
+        axes=(2,),
+        doubt="may be stored (fan_out, fan_in): Haliax has both",
+    ),
+    NameRule(
+        r"weight/(?:array|0)",
+        "hidden",
+        "Haliax and Levanter",
+        axes=(2,),
+        doubt="may be stored (fan_out, fan_in): Haliax has both",
+    ),
     NameRule(
         r"(?:c_attn|c_fc)/kernel",
         "hidden",

@@ -1,6 +1,7 @@
 """What a leaf is, read from its name and shape, and what says so."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 from dropmuon_optax.layers.layouts import Key, NameRule, Role
@@ -36,6 +37,7 @@ class Reading(Noun):
     spatial: tuple[int, ...] = ()
 
 
+@functools.lru_cache(maxsize=2**14)
 def read(path: str, shape: tuple[int, ...], *, attribute: bool = False) -> Reading:
     """What a leaf is, by its path and shape.
 

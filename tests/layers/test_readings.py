@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import dropmuon_optax as dm
 from dropmuon_optax.layers import NAME_RULES, read
@@ -223,7 +224,7 @@ def test_views_of_a_dictionarys_convolutions_follow_the_shape():
 
 @pytest.mark.parametrize(
     ("layout", "message"),
-    [("CHD", "`layout` must look like"), ("CF: C→F, F≥3", "compare products")],
+    [("CHD", "`layout` must look like"), ("CF: C→F, F≥_", "compare products")],
 )
 def test_layouts_that_say_nothing_are_refused(layout, message):
     with pytest.raises(ValueError, match=message):
@@ -234,7 +235,7 @@ def test_each_layout_names_axes_that_it_has():
     for rule in NAME_RULES:
         for layout in rule.layouts:
             axes = layout.partition(":")[0]
-            sizes = [int(a) if a.isdigit() else 2 for a in axes]
+            sizes = [int(a) if a.isdigit() else 64 if a in "CF" else 2 for a in axes]
             view = fit(layout, tuple(sizes))
             assert view is not None, layout
             rule.match(Key("x", tuple(sizes)))
@@ -266,3 +267,16 @@ def test_a_step_of_scion_is_as_long_as_the_linear_map_says(name, shape, matrices
     for x in matrices(np.asarray(jax.tree.leaves(step)[0], np.float64)):
         length = np.linalg.norm(x, 2) * np.sqrt(x.shape[0] / x.shape[1])
         assert 0.6 < length < 1.3  # five steps of Newton-Schulz
+
+
+class Scaled(nnx.Module):
+    def __init__(self):
+        self.weight = nnx.Param(jnp.ones((4, 8)))
+
+
+def test_an_nnx_variables_value_is_no_attribute():
+    """A `weight` in an `nnx.State` is a dictionary's: nothing says that it is (out, in)."""
+    state = nnx.state(Scaled(), nnx.Param)
+    text = dm.describe(dm.layers_by_path(None), state)
+    assert "1 × (4, 8)" in text
+    assert "may be (fan_out, fan_in)" in text

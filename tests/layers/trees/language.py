@@ -83,6 +83,14 @@ layers_0/{attention,ffn}_norm/scale      4096        vector     1x1x4096
 model/output/kernel                      4096,32000  head       1x4096x32000
 """
 
+# Levanter's, as Haliax flattens named arrays; several axes have to be told apart.
+LLAMA_LEVANTER = """
+embeddings/token_embeddings/weight/array           32000,4096  embedding  1x32000x4096
+transformer/layers/0/mlp/{gate_proj,up_proj}/weight/array  4096,11008  hidden?  1x4096x11008
+transformer/norm/weight/array                      4096        vector     1x1x4096
+lm_head/weight/array                               4096,32000  head?      1x4096x32000
+"""
+
 GEMMA_LINEN = """
 embedder/input_embedding                  256128,2048   embedding  1x256128x2048
 layer_0/attn/q_einsum/w                   8,2048,256    hidden     1x2048x2048
