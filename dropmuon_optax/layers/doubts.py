@@ -22,7 +22,7 @@ class AmbiguousError(ValueError):
         out_first = view.fan_out == (0,)
         likely = View((-1,), (-2,)) if out_first else View((-2,), (-1,))
         self.leaf = f"{path!r} of shape {shape}"
-        self.rule = f"{line(path, norm, radius, likely)}  # {_views(shape, likely)}"
+        self.rule = f"# {_views(shape, likely)}\n    {line(path, norm, radius, likely)}"
         self.geometry = geometry
         super().__init__(message([self.leaf], [self.rule], geometry))
 
@@ -38,7 +38,7 @@ def message(leaves: list[str], rules: list[str], geometry: str = "") -> str:
     """What is wrong, and the code that settles it."""
     return (
         "leaves must be told by name or shape, or have a rule with a view in "
-        f"`layers_by_path`, got {'; '.join(leaves)}. Write\n"
+        f"`layers_by_path` (or be `stacked`), got {'; '.join(leaves)}. Write\n"
         "dm.layers_by_path(None, [\n"
         + "".join(f"    {rule}\n" for rule in rules)
         + (f"    dm.{geometry},\n])" if geometry else "    *rules,\n])")
@@ -70,5 +70,5 @@ def _views(shape: tuple[int, ...], likely: View) -> str:
     told = []
     for view in views:
         count, m, n = view.matrix_shape(shape)
-        told.append(f"{count} × ({m}, {n})" + f" by dm.{view!r}" * (view != likely))
-    return ", or ".join(told)
+        told.append(f"dm.{view!r}: {count} × ({m}, {n})")
+    return "\n    # or ".join(told)
