@@ -6,6 +6,7 @@ input, set by name and never by the order in which JAX flattens a tree.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from dropmuon_optax.layers.geometry import scion_geometry
 from dropmuon_optax.layers.leaves import (
     Layer,
     LayersFn,
+    Leaf,
     Stacked,
     fan_out_first,
     join,
@@ -264,21 +266,31 @@ def describe(
     rows: list[tuple[str, ...]] = [(*header, *sent)]
     for leaf in join(layers, params):
         layer, shape = leaf.layer, jnp.shape(leaf.value)
-        if isinstance(layer, Stacked):
-            count, m, n = leaf.view.matrix_shape(shape[1:])
-            count, start = count * shape[0], layer.start
-            index = "-" if start is None else f"{start}…{start + shape[0] - 1}"
-        else:
-            count, m, n = leaf.view.matrix_shape(shape)
-            index = "-" if layer.index is None else str(layer.index)
+        index = "-" if leaf.start is None else str(leaf.start)
+        if leaf.start is not None and leaf.axis is not None:
+            index += f"…{leaf.start + leaf.num_layers - 1}"
         norm = "none (not moved by an LMO)" if layer.norm is None else repr(layer.norm)
-        matrices = f"{count} × ({m}, {n})"
+        counts = Counter(leaf.view.matrix_shapes(shape))
+        matrices = " + ".join(
+            f"{k * times} × ({m}, {n})" for (k, m, n), times in counts.items()
+        )
         if compressor is not None:
-            chosen = choose(compressor, leaf.path, (m, n))
-            sent = repr(chosen), f"{chosen.num_bits((m, n)) / (32 * m * n):.1%}"
+            sent = _sent(compressor, leaf)
         row = leaf.path, str(shape), index, norm, str(layer.radius), matrices
         rows.append((*row, *sent))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     print(text)
     return text
+
+
+def _sent(compressor: Compressor | Rules, leaf: Leaf) -> tuple[str, str]:
+    """What compresses the leaf, and the payload's share of the leaf in float32."""
+    names: dict[str, None] = {}
+    num_bits = num_entries = 0
+    for k, m, n in leaf.view.matrix_shapes(jnp.shape(leaf.value)):
+        chosen = choose(compressor, leaf.path, (m, n))
+        names[repr(chosen)] = None
+        num_bits += k * chosen.num_bits((m, n))
+        num_entries += k * m * n
+    return ", ".join(names), f"{num_bits / (32 * num_entries):.1%}"
