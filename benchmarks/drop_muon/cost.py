@@ -97,9 +97,9 @@ def flops_beside(task: Task, cutoff: int) -> int:
     for leaf in join(task.layers, task.params):
         moves = leaf.path.partition("/")[0] in task.names[cutoff:]
         if moves and leaf.layer.norm is not None and leaf.layer.norm.mixes:
-            count, *sides = leaf.view.matrix_shape(leaf.value.shape)
-            p, q = sorted(sides)
-            total += count * (4 * p * p * q + 2 * p**3)
+            for count, *sides in leaf.view.matrix_shapes(leaf.value.shape):
+                p, q = sorted(sides)
+                total += count * (4 * p * p * q + 2 * p**3)
     return (NEWTON_SCHULZ_STEPS - 1) * total
 
 
