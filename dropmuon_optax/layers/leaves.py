@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
 from dropmuon_optax.layers import geometry, views
+from dropmuon_optax.layers.modules import check_params
 from dropmuon_optax.layers.views import View
 from dropmuon_optax.meshes import gathered, like
 from dropmuon_optax.norms import Norm
@@ -139,8 +140,9 @@ def join(layers: LayersFn, params: Any) -> list[Leaf]:
 
     Raises:
       ValueError: if `layers` isn't a function that returns a tree of layers with the
-        structure of `params`.
+        structure of `params`; if what is no parameter is among these.
     """
+    check_params(params)
     tree = checks.is_function("layers", layers)(params)
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     found, other = jax.tree.flatten(tree)
