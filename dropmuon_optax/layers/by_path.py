@@ -23,6 +23,7 @@ from dropmuon_optax.layers.leaves import (
     path_of,
     read_keys,
 )
+from dropmuon_optax.layers.modules import check_params
 
 GeometryFn = Callable[..., tuple[Any, ...]]  # (norm, radius) or (norm, radius, view)
 Rule = tuple[Any, ...]  # (regex, norm, radius) or (regex, norm, radius, view)
@@ -77,6 +78,7 @@ def layers_by_path(
     in_stack = None if stacked is None else _compile("stacked", stacked)
 
     def layers(params: Any) -> Any:
+        check_params(params)
         # Masked leaves (optax.partition, optax.masked) keep their place in the order.
         flat, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_masked)
         if not flat:  # as `optax.tree_map_params` asks, with a placeholder for a tree

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dropmuon_optax import checks
+from dropmuon_optax.layers.modules import check_params
 from dropmuon_optax.layers.readings import Reading, read
 from dropmuon_optax.layers.views import View
 from dropmuon_optax.norms import Norm
@@ -155,8 +156,9 @@ def join(layers: LayersFn, params: Any) -> list[Leaf]:
 
     Raises:
       ValueError: if `layers` isn't a function that returns a tree of layers with the
-        structure of `params`.
+        structure of `params`; if what is no parameter is among these.
     """
+    check_params(params)
     tree = checks.is_function("layers", layers)(params)
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     found, other = jax.tree.flatten(tree)
