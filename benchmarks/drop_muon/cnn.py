@@ -6,7 +6,7 @@ many steps, and 1.1 to 1.6 times sooner in as much time. Uniform cutoffs do it 1
 1.8 times sooner in as many steps, not on CIFAR-10, and gain nothing in as much time.
 
 Command: python -m benchmarks.drop_muon.cnn [--data mnist fashion_mnist cifar10]
-    [--methods muon,uniform] [--seeds 0 1 2] [--steps 1000] [--budgets 4 8 16]
+    [--methods muon uniform] [--seeds 0 1 2] [--steps 1000] [--budgets 4 8 16]
 Device: one core of a CPU; any JAX device does.
 Expected: the README beside this file. The defaults take about half an hour a data
 set on one core.

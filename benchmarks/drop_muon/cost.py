@@ -8,7 +8,7 @@ Command: python -m benchmarks.drop_muon.cost [--model cnn resnet18 gpt] [--round
 Device: a CPU with two cores; any JAX device does.
 Expected: the README beside this file.
 
-The steps (`drop_steps` says which) take turns on one batch of noise, ours right before
+The steps (`steps.py` says which) take turns on one batch of noise, ours right before
 or after the one cut by hand; ratios are taken inside each round. FLOPs are the
 compiler's, which counts the body of a loop once. The only loop is that of Newton–
 Schulz, in all steps: what its other iterations multiply is counted by formula, beside.

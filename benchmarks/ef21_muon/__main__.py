@@ -7,7 +7,7 @@ at most a tenth of the step.
 Command: python -m benchmarks.ef21_muon bytes
          python -m benchmarks.ef21_muon losses
          python -m benchmarks.ef21_muon cost
-         python -m benchmarks.ef21_muon show (tables and pictures of the lines so far)
+         python -m benchmarks.ef21_muon show  # tables and pictures of the lines so far
 Device: a CPU; `cost` is of whatever device runs it.
 Expected: the README beside this file.
 """

@@ -248,7 +248,3 @@ def main(arguments: list[str] | None = None) -> int:
     shutil.rmtree(logs)  # they stay where something went wrong
     show(options)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """A GPT trained by Muon, Scion, Gluon, Drop-Muon, EF21-Muon, Optax's Muon or AdamW.
 
-Claim: what the README beside this file says of the runs of `lm_sweep`; this script
-makes one run.
+Claim: what the README beside this file says of the runs of `sweep`; this script makes
+one run.
 
 Command: python -m benchmarks.nanogpt [--optimizer muon] [--data shakespeare]
     [--preset tiny|small|124m]
@@ -186,7 +186,3 @@ def tell(message: str) -> None:
     """Prints on one host only."""
     if jax.process_index() == 0:
         print(message, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -61,7 +61,7 @@ class Point(NamedTuple):
     step: int
     num_tokens: int  # trained on
     train_time_s: float  # compilation, evaluation and checkpoints not counted
-    num_flops: float  # by the formulas of `lm_costs`
+    num_flops: float  # by the formulas of `costs`
     train_loss: float | None  # mean over the steps since the last point
     validation_loss: float | None  # None: not finite
 
