@@ -34,7 +34,7 @@ from benchmarks.common import data, record, timing, train
 from benchmarks.common.options import positive
 from benchmarks.common.record import RESULTS
 from benchmarks.drop_muon import methods as drop_methods
-from benchmarks.drop_muon import report as drop_report
+from benchmarks.drop_muon import report
 from benchmarks.drop_muon.methods import METHODS, Method, Plan, Programs
 from benchmarks.models import cnn
 
@@ -252,9 +252,9 @@ def main(arguments: list[str] | None = None) -> int:
                 }
                 record.append(lines, entry)
                 entries.append(entry)
-                print(drop_report.line(entry), flush=True)
-        print(f"\n{drop_report.tables(entries)}\n")
-        drop_report.plot(options.output / f"{options.name}_{dataset}.png", entries)
+                print(report.line(entry), flush=True)
+        print(f"\n{report.tables(entries)}\n")
+        report.plot(options.output / f"{options.name}_{dataset}.png", entries)
     return 0
 
 

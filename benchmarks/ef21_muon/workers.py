@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from benchmarks.common import record, report, timing, workers
 from benchmarks.common.options import positive
 from benchmarks.common.record import RESULTS
-from benchmarks.ef21_muon import loop as ef21_loop
+from benchmarks.ef21_muon import loop
 from benchmarks.ef21_muon.steps import METHODS, Plan
 from benchmarks.language.checkpoints import Store
 from benchmarks.models import nanogpt
@@ -62,11 +62,11 @@ def one_run(
         seed=options.seed,
         num_workers=jax.device_count(),
     )
-    task = ef21_loop.build(plan)
+    task = loop.build(plan)
     store = None
     if options.checkpoints:
         store = Store(options.checkpoints / method, plan._asdict())
-    history, times, resumed = ef21_loop.run(task, store, options.resume, progress, done)
+    history, times, resumed = loop.run(task, store, options.resume, progress, done)
     if store is not None:
         store.close()
     return {
