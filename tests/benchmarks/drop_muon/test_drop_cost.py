@@ -150,7 +150,5 @@ def test_misses_are_named():
         (["--batch-size", "-1"], "must be a positive integer"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        cost.parse(arguments)
-    assert message in capsys.readouterr().err
+def test_bad_arguments_are_refused(arguments, message, refusal):
+    assert message in refusal(cost.parse, arguments)

@@ -79,7 +79,5 @@ def test_time_to_an_accuracy():
         (["--batch-size", "0"], "must be a positive integer"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        cnn.parse(arguments)
-    assert message in capsys.readouterr().err
+def test_bad_arguments_are_refused(arguments, message, refusal):
+    assert message in refusal(cnn.parse, arguments)

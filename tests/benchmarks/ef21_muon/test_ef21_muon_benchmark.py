@@ -94,10 +94,9 @@ def test_the_cost_of_compression(tmp_path, monkeypatch, capsys):
     assert "| natural/same " in capsys.readouterr().out
 
 
-def test_unknown_pairs_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        ef21_muon.parse(["losses", "--pairs", "natural/nothing"])
-    assert "worker/server" in capsys.readouterr().err
+def test_unknown_pairs_are_refused(refusal):
+    arguments = ["losses", "--pairs", "natural/nothing"]
+    assert "worker/server" in refusal(ef21_muon.parse, arguments)
     assert compressors.pair("natural/dense").of_server is None
 
 

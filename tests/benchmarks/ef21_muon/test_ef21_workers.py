@@ -113,6 +113,5 @@ def test_the_table_shows_what_was_not_measured_as_a_dash():
     ]  # fmt: skip
 
 
-def test_resuming_needs_a_folder():
-    with pytest.raises(SystemExit):
-        workers.parse(["--resume"])
+def test_resuming_needs_a_folder(refusal):
+    assert "--checkpoints" in refusal(workers.parse, ["--resume"])
