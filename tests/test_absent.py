@@ -77,7 +77,7 @@ def test_loss_and_gradient_are_those_of_the_network_that_is_there(present):
 @pytest.mark.parametrize("num_present", range(LENGTH))
 def test_absent_layers_cost_no_flops(num_present):
     present = tuple(j < num_present for j in range(LENGTH))
-    params = network()
+    params, x = network(), jnp.tile(X, (64, 1))
     few = {
         **params,
         "blocks": jax.tree.map(lambda leaf: leaf[:num_present], params["blocks"]),
@@ -86,7 +86,7 @@ def test_absent_layers_cost_no_flops(num_present):
     def cut(few, x):
         h = x @ few["embed"]["kernel"]
         for j in range(num_present):
-            h = residual(jax.tree.map(lambda leaf: leaf[j], few["blocks"]), h)
+            h = residual(jax.tree.map(lambda leaf, j=j: leaf[j], few["blocks"]), h)
         return jnp.sum((h @ few["head"]["kernel"]) ** 2)
 
     def unrolled(params, x):
@@ -98,9 +98,9 @@ def test_absent_layers_cost_no_flops(num_present):
 
     gradient = dm.value_and_grad(unrolled, LAYERS)
     moves = (True, *present, True)
-    ours = count_flops(functools.partial(gradient, active=moves), params, X)
-    # Zeros for rows that are absent are the only addition.
-    assert ours <= 1.02 * count_flops(jax.value_and_grad(cut), few, X) + 4 * 128
+    ours = count_flops(functools.partial(gradient, active=moves), params, x)
+    # What is added puts the rows' gradients in their places, whatever the batch.
+    assert ours <= 1.02 * count_flops(jax.value_and_grad(cut), few, x)
 
 
 def test_layers_enter_without_a_jump_and_with_a_fresh_state():
@@ -148,7 +148,7 @@ def test_stochastic_depth_draws_each_layer_as_often_as_it_says():
     ("active", "present", "message"),
     [
         (None, (True,) * 3, "one bool for each of 4 layers"),
-        (None, (1,) * 4, "must be a tuple of bools"),
+        (None, [True] * 5, "one bool for each of 4 layers"),
         ((True,) * 4, (True, True, True, False), "`present` must hold every layer of"),
     ],
 )
