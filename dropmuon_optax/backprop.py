@@ -162,26 +162,32 @@ def scan_layers(
     stacked_params: Any,
     h: Any,
     active: Sequence[bool] | None = None,
+    present: Sequence[bool] | None = None,
 ) -> Any:
     """Runs `h` through a stack of equal layers; backpropagation sees those that move.
 
     h ← block(params[j], h) for j = 0, …, L − 1, by one `jax.lax.scan` for each maximal
     run of layers that move or that don't. Layers that don't are not differentiated with
     respect to their parameters, nor at all if `h` comes from nothing that moves: then
-    the backward pass ends at the first layer that does.
+    the backward pass ends at the first layer that does. Layers that aren't `present`
+    are left out, h ← h: they cost nothing.
 
     Args:
       block: a function (one layer's parameters, h) -> h, of one structure and shape.
         Wrap it in `jax.checkpoint` to keep its input only.
       stacked_params: a tree of arrays with a leading axis of length L.
       h: the input of layer 0, a tree of arrays.
-      active: whether each of these L layers moves; static. None is all.
+      active: whether each of these L layers moves; static. None is all that are
+        present.
+      present: whether each of them is run; static. None is all. Only blocks with a
+        residual path, h + branch(h), make sense without their neighbors.
 
     Returns:
-      The output of layer L − 1.
+      The output of the last layer that is present.
 
     Raises:
-      ValueError: if `active` isn't a tuple of L bools, or the leading axes differ.
+      ValueError: if `active` or `present` isn't a tuple of L bools, a layer moves that
+        isn't present, or the leading axes differ.
 
     Examples:
       The stack is layers 1 to 4 of a model that has an embedding in front:
@@ -209,9 +215,17 @@ def scan_layers(
             f"{sorted(lengths)}"
         )
     ((length,),) = lengths
-    if active is None:
-        active = (True,) * length
-    for start, stop, moves in runs(check_active(active, length, empty=True)):
+    present = check_active(
+        (True,) * length if present is None else present, length, True
+    )
+    active = check_active(present if active is None else active, length, empty=True)
+    if any(moves and not here for moves, here in zip(active, present, strict=True)):
+        raise ValueError(
+            f"`present` must hold every layer of `active`, got {present} for {active}"
+        )
+    for start, stop, (moves, here) in runs(list(zip(active, present, strict=True))):
+        if not here:
+            continue
         run = stacked_params
         if stop - start < length:
             run = jax.tree.map(lambda x, a=start, b=stop: x[a:b], run)

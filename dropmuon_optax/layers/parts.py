@@ -194,7 +194,7 @@ def cast(x: Any, like: Any) -> Any:
     return x if x.dtype == like.dtype else x.astype(like.dtype)
 
 
-def runs(active: Sequence[bool]) -> list[tuple[int, int, bool]]:
+def runs(active: Sequence[Any]) -> list[tuple[int, int, Any]]:
     """The maximal runs of equal entries, as (start, stop, entry).
 
     >>> runs((False, False, True))
