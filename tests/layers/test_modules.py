@@ -43,7 +43,8 @@ class Calls(nnx.Variable):
 class Block(nnx.Module):
     def __init__(self, fan_in, fan_out, rngs, dtype):
         options = {"rngs": rngs, "param_dtype": dtype}
-        self.conv = nnx.Conv(fan_in, fan_out, (3, 3), **options)
+        # No bias: under a BatchNorm its gradient is rounding alone.
+        self.conv = nnx.Conv(fan_in, fan_out, (3, 3), use_bias=False, **options)
         self.norm = nnx.BatchNorm(fan_out, **options)
         self.dropout = nnx.Dropout(0.3, rngs=rngs)
 
@@ -424,7 +425,7 @@ class Linen(nn.Module):
     @nn.compact
     def __call__(self, x, frozen=(False, False)):
         for i, rests in enumerate(frozen):
-            x = nn.Conv(4, (3, 3), name=f"conv_{i}")(x)
+            x = nn.Conv(4, (3, 3), use_bias=False, name=f"conv_{i}")(x)
             x = nn.BatchNorm(use_running_average=rests, name=f"norm_{i}")(x)
             x = nn.Dropout(0.3, deterministic=False)(nn.relu(x))
         return nn.Dense(3, name="head")(x.mean((1, 2)))
@@ -541,7 +542,7 @@ class Equinox(eqx.Module):
 
     def __init__(self):
         keys = jax.random.split(KEY)
-        self.conv = eqx.nn.Conv2d(2, 4, 3, key=keys[0])
+        self.conv = eqx.nn.Conv2d(2, 4, 3, use_bias=False, key=keys[0])
         self.norm = eqx.nn.BatchNorm(4, "batch", mode="ema")
         self.dropout = eqx.nn.Dropout(0.3)
         self.activation = jax.nn.relu
