@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from dropmuon_optax import checks
-from dropmuon_optax.layers.leaves import LayersFn
+from dropmuon_optax.layers.leaves import LayersFn, path_of
 from dropmuon_optax.layers.parts import Part, check_active, place, runs
 
 
@@ -85,16 +84,16 @@ def value_and_grad(
         def of_moving(moving: list[Any]) -> Any:
             rest = iter(moving)
             leaves = [
-                next(rest) if any(part) else x
+                next(rest) if part.any else x
                 for x, part in zip(flat, parts, strict=True)
             ]
             return fun(jax.tree.unflatten(structure, leaves), *args, **kwargs)
 
-        moving = [x for x, part in zip(flat, parts, strict=True) if any(part)]
+        moving = [x for x, part in zip(flat, parts, strict=True) if part.any]
         value, found = jax.value_and_grad(of_moving, has_aux=has_aux)(moving)
         rest = iter(found)
         grads = [
-            _zero_frozen_rows(next(rest), part) if any(part) else jnp.zeros_like(x)
+            _zero_frozen_rows(next(rest), part) if part.any else jnp.zeros_like(x)
             for x, part in zip(flat, parts, strict=True)
         ]
         return value, jax.tree.unflatten(structure, grads)
@@ -103,10 +102,9 @@ def value_and_grad(
 
 
 def _zero_frozen_rows(g: Array, part: Part) -> Array:
-    if all(part):
+    if part.all:
         return g
-    moves = np.array(part).reshape(-1, *[1] * (g.ndim - 1))
-    return jnp.where(moves, g, jnp.zeros_like(g))
+    return jnp.where(part.mask(g.ndim), g, jnp.zeros_like(g))
 
 
 def scan_layers(
@@ -114,6 +112,8 @@ def scan_layers(
     stacked_params: Any,
     h: Any,
     active: Sequence[bool] | None = None,
+    *,
+    axis: int = 0,
 ) -> Any:
     """Runs `h` through a stack of equal layers; backpropagation sees those that move.
 
@@ -125,15 +125,17 @@ def scan_layers(
     Args:
       block: a function (one layer's parameters, h) -> h, of one structure and shape.
         Wrap it in `jax.checkpoint` to keep its input only.
-      stacked_params: a tree of arrays with a leading axis of length L.
+      stacked_params: a tree of arrays with an axis of length L over layers.
       h: the input of layer 0, a tree of arrays.
       active: whether each of these L layers moves; static. None is all.
+      axis: the axis over layers. Others than the leading one are moved there first,
+        which copies the parameters.
 
     Returns:
       The output of layer L − 1.
 
     Raises:
-      ValueError: if `active` isn't a tuple of L bools, or the leading axes differ.
+      ValueError: if `active` isn't a tuple of L bools, or the axes differ in length.
 
     Examples:
       The stack is layers 1 to 4 of a model that has an embedding in front:
@@ -154,13 +156,11 @@ def scan_layers(
       >>> print(jnp.any(grads["blocks"] != 0, axis=(1, 2)))
       [False False  True  True]
     """
-    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(stacked_params)}
-    if len(lengths) != 1 or () in lengths:
-        raise ValueError(
-            "`stacked_params` must have leading axes of one length, got "
-            f"{sorted(lengths)}"
+    length = _length(stacked_params, axis)
+    if axis != 0:
+        stacked_params = jax.tree.map(
+            lambda x: jnp.moveaxis(x, axis, 0), stacked_params
         )
-    ((length,),) = lengths
     if active is None:
         active = (True,) * length
     for start, stop, moves in runs(check_active(active, length, empty=True)):
@@ -171,3 +171,20 @@ def scan_layers(
             run = jax.lax.stop_gradient(run)
         h, _ = jax.lax.scan(lambda h, params: (block(params, h), None), h, run)
     return h
+
+
+def _length(stacked_params: Any, axis: int) -> int:
+    """How many layers lie along an axis."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(stacked_params)
+    lengths = {}
+    for keys, x in flat:
+        ndim = jnp.ndim(x)
+        found = jnp.shape(x)[axis] if -ndim <= axis < ndim else None
+        lengths.setdefault(found, path_of(keys))
+    if len(lengths) != 1 or None in lengths:
+        which = "leading axes" if axis == 0 else f"axes {axis}"
+        raise ValueError(
+            f"`stacked_params` must have {which} of one length, got "
+            f"{ ({path: length for length, path in lengths.items()}) }"
+        )
+    return next(iter(lengths))

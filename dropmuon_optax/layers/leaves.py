@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dropmuon_optax import checks
-from dropmuon_optax.layers import geometry, views
+from dropmuon_optax.layers import geometry, scans, views
 from dropmuon_optax.layers.views import View
 from dropmuon_optax.norms import Norm
 from dropmuon_optax.nouns import Noun
@@ -200,7 +200,7 @@ def _view(
     axis: int | None,
 ) -> View:
     """The view of the whole leaf: the given or default one, over the stack's axis."""
-    of_one = shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+    of_one = scans.without(shape, axis)
     try:
         view = layer.view or default_view(keys, of_one)
         view.matrix_shapes(of_one)
