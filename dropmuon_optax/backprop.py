@@ -10,18 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from dropmuon_optax import checks
-from dropmuon_optax.layers.leaves import LayersFn
+from dropmuon_optax.layers.leaves import LayersFn, path_of
 from dropmuon_optax.layers.modules import (
     is_nnx,
     nnx_value_and_grad,
     parameters,
     with_parameters,
 )
-from dropmuon_optax.layers.parts import Part, check_active, place, runs
+from dropmuon_optax.layers.parts import WHOLE, Part, check_active, place, runs
 
 
 def value_and_grad(
@@ -112,16 +111,16 @@ def value_and_grad(
         params: Any, *args: Any, active: Any = None, **kwargs: Any
     ) -> tuple[Any, Any]:
         flat, structure = jax.tree.flatten(tree := parameters(params))
-        parts: list[Part] = [(True,)] * len(flat)
+        parts = [WHOLE] * len(flat)
         if active is not None:
             placed = place(layers, tree)
             parts = placed.parts(check_active(active, placed.num_layers))
-        moves = [any(part) for part in parts]
+        moves = [part.any for part in parts]
         cut = nnx_value_and_grad if is_nnx(params) else _value_and_grad
         value, found = cut(fun, moves, has_aux)(params, *args, **kwargs)
         rest = iter(found)
         grads = [
-            _zero_frozen_rows(next(rest), part) if any(part) else jnp.zeros_like(x)
+            _zero_frozen_rows(next(rest), part) if part.any else jnp.zeros_like(x)
             for x, part in zip(flat, parts, strict=True)
         ]
         return value, jax.tree.unflatten(structure, grads)
@@ -151,10 +150,9 @@ def _value_and_grad(
 
 
 def _zero_frozen_rows(g: Array, part: Part) -> Array:
-    if all(part):
+    if part.all:
         return g
-    moves = np.array(part).reshape(-1, *[1] * (g.ndim - 1))
-    return jnp.where(moves, g, jnp.zeros_like(g))
+    return jnp.where(part.mask(g.ndim), g, jnp.zeros_like(g))
 
 
 def scan_layers(
@@ -163,6 +161,8 @@ def scan_layers(
     h: Any,
     active: Sequence[bool] | None = None,
     present: Sequence[bool] | None = None,
+    *,
+    axis: int = 0,
 ) -> Any:
     """Runs `h` through a stack of equal layers; backpropagation sees those that move.
 
@@ -175,19 +175,21 @@ def scan_layers(
     Args:
       block: a function (one layer's parameters, h) -> h, of one structure and shape.
         Wrap it in `jax.checkpoint` to keep its input only.
-      stacked_params: a tree of arrays with a leading axis of length L.
+      stacked_params: a tree of arrays with an axis of length L over layers.
       h: the input of layer 0, a tree of arrays.
       active: whether each of these L layers moves; static. None is all that are
         present.
       present: whether each of them is run; static. None is all. Only blocks with a
         residual path, h + branch(h), make sense without their neighbors.
+      axis: the axis over layers. Others than the leading one are moved there first,
+        which copies the parameters.
 
     Returns:
       The output of the last layer that is present.
 
     Raises:
       ValueError: if `active` or `present` isn't a tuple of L bools, a layer moves that
-        isn't present, or the leading axes differ.
+        isn't present, or the axes differ in length.
 
     Examples:
       The stack is layers 1 to 4 of a model that has an embedding in front:
@@ -208,13 +210,11 @@ def scan_layers(
       >>> print(jnp.any(grads["blocks"] != 0, axis=(1, 2)))
       [False False  True  True]
     """
-    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(stacked_params)}
-    if len(lengths) != 1 or () in lengths:
-        raise ValueError(
-            "`stacked_params` must have leading axes of one length, got "
-            f"{sorted(lengths)}"
+    length = _length(stacked_params, axis)
+    if axis != 0:
+        stacked_params = jax.tree.map(
+            lambda x: jnp.moveaxis(x, axis, 0), stacked_params
         )
-    ((length,),) = lengths
     present = check_active(
         (True,) * length if present is None else present, length, True
     )
@@ -233,3 +233,20 @@ def scan_layers(
             run = jax.lax.stop_gradient(run)
         h, _ = jax.lax.scan(lambda h, params: (block(params, h), None), h, run)
     return h
+
+
+def _length(stacked_params: Any, axis: int) -> int:
+    """How many layers lie along an axis."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(stacked_params)
+    lengths = {}
+    for keys, x in flat:
+        ndim = jnp.ndim(x)
+        found = jnp.shape(x)[axis] if -ndim <= axis < ndim else None
+        lengths.setdefault(found, path_of(keys))
+    if len(lengths) != 1 or None in lengths:
+        which = "leading axes" if axis == 0 else f"axes {axis}"
+        raise ValueError(
+            f"`stacked_params` must have {which} of one length, got "
+            f"{ ({path: length for length, path in lengths.items()}) }"
+        )
+    return next(iter(lengths))

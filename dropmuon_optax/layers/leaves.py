@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dropmuon_optax import checks
+from dropmuon_optax.layers import scans
 from dropmuon_optax.layers.modules import check_params
 from dropmuon_optax.layers.readings import Reading, read
 from dropmuon_optax.layers.views import View
@@ -203,7 +204,7 @@ def _view(
     axis: int | None,
 ) -> tuple[View, Reading | None]:
     """The view of the whole leaf: the given or default one, over the stack's axis."""
-    of_one = shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+    of_one = scans.without(shape, axis)
     reading = read_keys(keys, of_one) if layer.view is None else None
     view = layer.view if reading is None else reading.view
     assert view is not None

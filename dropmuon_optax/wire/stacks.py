@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dropmuon_optax.compressors import Compressor
-from dropmuon_optax.layers.parts import Part
+from dropmuon_optax.layers.parts import WHOLE, Part
 from dropmuon_optax.lmo import lmo_rows
 from dropmuon_optax.wire.ownership import OwnedLeaf, Ownership, Piece
 
@@ -39,7 +39,7 @@ class Selection(NamedTuple):
     def leaves(self) -> list[tuple[OwnedLeaf, Part]]:
         """The leaves of which something moves."""
         pairs = zip(self.ownership.leaves, self.parts, strict=True)
-        return [(leaf, part) for leaf, part in pairs if any(part)]
+        return [(leaf, part) for leaf, part in pairs if part.any]
 
     @property
     def shapes(self) -> dict[int, tuple[int, int]]:
@@ -90,10 +90,10 @@ class Selection(NamedTuple):
 def select(ownership: Ownership, parts: Sequence[Part] | None = None) -> Selection:
     """What moves; `parts` says what of each leaf, None is everything."""
     if parts is None:
-        parts = [(True,)] * len(ownership.leaves)
+        parts = [WHOLE] * len(ownership.leaves)
     members: dict[int, list[int]] = {}
     for leaf, part in zip(ownership.leaves, parts, strict=True):
-        if any(part):
+        if part.any:
             for piece in leaf.pieces:
                 members.setdefault(piece.stack, []).extend(_members(piece, part))
     tables = {s: ownership.table(sorted(members[s])) for s in sorted(members)}
@@ -181,10 +181,10 @@ def put(selection: Selection, whole: Stacks, moved: Stacks, owner: Any) -> Stack
 
 def _members(piece: Piece, part: Part) -> list[int]:
     """The places in the stack of what moves of a leaf's piece."""
-    each = piece.count // len(part)
+    each = piece.count // len(part.moves)
     return [
         piece.first + row * each + i
-        for row, moves in enumerate(part)
+        for row, moves in enumerate(part.moves)
         if moves
         for i in range(each)
     ]
