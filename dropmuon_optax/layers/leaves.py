@@ -83,7 +83,8 @@ class Stacked(Noun):
       norm: as in `Layer`, for each leaf[j].
       radius: as in `Layer`, for each leaf[j].
       view: as in `Layer`, for each leaf[j].
-      length: how many layers; None where the leaf's shape is to tell.
+      length: how many layers; None where the leaf's shape is to tell, as it must under
+        `drop_layers`, which shows a part of the leaf.
       axis: the axis over layers; negative ones count from the end.
 
     Raises:
@@ -211,8 +212,9 @@ def _view(
     try:
         view.matrix_shapes(of_one)
     except ValueError as error:
+        what = "the leaf" if axis is None else "each layer of the leaf"
         raise ValueError(
-            f"the leaf {path_of(keys)!r} of shape {of_one}: {error}"
+            f"{what} {path_of(keys)!r} of shape {of_one}: {error}"
         ) from None
     return view if axis is None else view.over(axis, len(shape)), reading
 

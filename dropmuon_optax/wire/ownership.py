@@ -96,15 +96,15 @@ class OwnedLeaf:
     layers: int | None
     pieces: tuple[Piece, ...]
 
-    def to_stacks(self, x: Array) -> list[Float[Array, "c p q"]]:
-        """The leaf, or some layers of a stacked one, as members in float32."""
+    def to_stacks(self, x: Array) -> list[Array]:
+        """The leaf, or some layers of a stacked one: each piece's members, float32."""
         pieces = self.view.to_pieces(x.astype(jnp.float32))
         return [
             piece.to_stack(matrices)
             for piece, matrices in zip(self.pieces, pieces, strict=True)
         ]
 
-    def from_stacks(self, stacks: Sequence[Float[Array, "c p q"]]) -> Array:
+    def from_stacks(self, stacks: Sequence[Array]) -> Array:
         """The inverse of `to_stacks`, in float32."""
         shape = list(self.shape)
         if self.layers is not None:
