@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Path = tuple[str, ...]
 
@@ -20,6 +21,7 @@ _COLLECTIONS = ("batch_stats", "cache", "intermediates", "perturbations")
 # Variables of nnx that are no parameters. Of others only the user knows.
 _STATES = ("BatchStat", "Cache", "Intermediate", "RngState", "OptState")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # as in PyTorch
+_PLAIN = (dict, list, tuple, np.ndarray, jax.Array, jax.ShapeDtypeStruct)  # of no nnx
 _BATCH_NORM = ("mean", "var", "scale", "bias")  # as in nnx
 
 
@@ -148,7 +150,11 @@ trained together go under names without "params")
 
 def _check_nnx(tree: Any) -> None:
     variable = _classes("flax.nnx", "Variable")
-    nodes = _leaves(tree, lambda x: is_nnx(x) or isinstance(x, variable))
+    if not variable:
+        return
+    kinds = _classes("flax.nnx", "Pytree", "Module") + variable
+    nodes = _leaves(tree, lambda x: not isinstance(x, _PLAIN) and isinstance(x, kinds))
+    nodes = [(path, x) for path, x in nodes if not isinstance(x, _PLAIN)]
     param = _classes("flax.nnx", "Param")
     others = variable if any(isinstance(x, param) for _, x in nodes) else ()
     others += _classes("flax.nnx", *_STATES)
@@ -200,10 +206,12 @@ def _check_statistics(shapes: dict[Path, tuple[int, ...]]) -> None:
     """A BatchNorm's mean and variance lie beside its scale or bias, of one shape."""
     for path, shape in shapes.items():
         *module, name = path or ("",)
-        beside = {x for x in _BATCH_NORM if shapes.get((*module, x)) == shape}
-        if name in _STATISTICS or (
-            name in ("mean", "var") and {"mean", "var"} < beside
-        ):
+        beside = (
+            {x for x in _BATCH_NORM if shapes.get((*module, x)) == shape}
+            if name in ("mean", "var")
+            else set()
+        )
+        if name in _STATISTICS or {"mean", "var"} < beside:
             raise ValueError(
                 f"the leaf {'/'.join(path)!r} must be a parameter, got a statistic of "
                 "a BatchNorm; keep these out of the tree of parameters"
@@ -225,9 +233,16 @@ def _leaves(
 
 def _names(keys: Sequence[Any]) -> Path:
     """A leaf's keys as words, without nnx's trailing `.value`."""
-    words = tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+    words = tuple(map(_word, keys))
     nnx_value = jax.tree_util.GetAttrKey("value")
     return words[:-1] if len(keys) > 1 and keys[-1] == nnx_value else words
+
+
+def _word(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):  # of JAX's kinds of keys
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
 
 
 def _is_array(x: Any) -> bool:
