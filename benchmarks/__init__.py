@@ -1,1 +1,1 @@
-"""One script per claim; see the README beside this file."""
+"""One folder a claim; the README beside this file has them all in one table."""

@@ -47,6 +47,7 @@ from dropmuon_optax.layers import muon_geometry as muon_geometry
 from dropmuon_optax.layers import scion_geometry as scion_geometry
 from dropmuon_optax.lmo import scale_by_lmo as scale_by_lmo
 from dropmuon_optax.samplings import active_layers as active_layers
+from dropmuon_optax.samplings import present_layers as present_layers
 from dropmuon_optax.theory.cost import StepCost as StepCost
 from dropmuon_optax.theory.cost import measure_costs as measure_costs
 from dropmuon_optax.theory.cost import optimal_probabilities as optimal_probabilities

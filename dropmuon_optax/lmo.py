@@ -14,10 +14,8 @@ from dropmuon_optax.layers.leaves import (
     AdaptiveRadius,
     LayersFn,
     Leaf,
-    from_matrices,
     join,
     movable_norm,
-    to_matrices,
 )
 from dropmuon_optax.meshes import gathered, has_auto, like, spread
 from dropmuon_optax.norms import Norm
@@ -75,19 +73,28 @@ def tree_lmo(layers: LayersFn, updates: Any) -> Any:
     _check(leaves)
     stacks: dict[Any, list[_Member]] = {}
     for position, leaf in enumerate(leaves):
-        member = _Member(position, leaf, to_matrices(leaf))
-        stacks.setdefault(_key(member), []).append(member)
-    steps: list[Any] = [None] * len(leaves)
+        for piece, matrices in enumerate(leaf.view.to_pieces(leaf.value)):
+            member = _Member(position, piece, leaf, matrices)
+            stacks.setdefault(_key(member), []).append(member)
+    steps: list[dict[int, Array]] = [{} for _ in leaves]
     for members in stacks.values():
         for member, step in zip(members, _stacked_oracle(members), strict=True):
-            steps[member.position] = from_matrices(member.leaf, step)
-    return jax.tree.unflatten(jax.tree.structure(updates), steps)
+            steps[member.position][member.piece] = step
+    tree = [_whole(leaf, found) for leaf, found in zip(leaves, steps, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(updates), tree)
+
+
+def _whole(leaf: Leaf, pieces: dict[int, Array]) -> Array:
+    """The leaf that the steps of its pieces are, sharded as it is."""
+    x, parts = leaf.value, [pieces[i] for i in sorted(pieces)]
+    return like(leaf.view.from_pieces(parts, x.shape), x)
 
 
 class _Member(NamedTuple):
-    """A leaf and its matrices, on the way to the oracle."""
+    """A piece of a leaf: matrices on the way to the oracle."""
 
     position: int
+    piece: int
     leaf: Leaf
     matrices: Float[Array, "k m n"]
 
@@ -99,7 +106,7 @@ def _key(member: _Member) -> Any:
     spec = jax.typeof(matrices).sharding.spec
     # Stacked vectors would infect each other with their layouts on Auto axes.
     mixes = layer.norm is not None and layer.norm.mixes
-    alone = member.position if has_auto(matrices) and not mixes else None
+    alone = member[:2] if has_auto(matrices) and not mixes else None
     return layer.norm, adaptive, matrices.shape[1:], matrices.dtype, spec, alone
 
 

@@ -1,5 +1,6 @@
 """The README's programs run as they stand, and do what it says of them."""
 
+import functools
 import pathlib
 import re
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import dropmuon_optax as dm
 
@@ -111,6 +113,50 @@ def test_drop_muon_in_a_loop(names):
     exec(program("from functools import partial"), names)
     assert float(loss_fn(names["params"], batch_of(99))) < before - 1.0
     assert names["num_layers"] == NUM_BLOCKS + 2
+
+
+class Network(nnx.Module):
+    """The README's names, with batch statistics and Dropout."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
+        for i in range(NUM_BLOCKS):
+            setattr(self, f"blocks_{i}", nnx.Linear(WIDTH, WIDTH, rngs=rngs))
+        self.blocks_0_norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, VOCABULARY, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.embed(tokens)
+        for i in range(NUM_BLOCKS):
+            x = x + jnp.tanh(getattr(self, f"blocks_{i}")(x))
+        return self.head(self.dropout(self.blocks_0_norm(x)))
+
+
+def test_drop_muon_in_a_loop_of_nnx(names):
+    exec(LAYERS, names)
+
+    def loss_fn(model, batch):
+        logits, targets = model(batch[:, 0]), batch[:, 1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+    model = Network()
+    names |= {
+        "partial": functools.partial,
+        "model": model,
+        "loss_fn": loss_fn,
+        "sampling": dm.samplings.Progressive(),
+        "key": jax.random.key(0),
+        "batches": [batch_of(seed) for seed in range(60)],
+    }
+    before = float(loss_fn(nnx.clone(model), batch_of(99)))
+    exec(program("from flax import nnx"), names)
+    assert float(names["loss"]) < before - 0.5
+    assert names["num_layers"] == NUM_BLOCKS + 2
+    # One draw of Dropout and one average of BatchNorm in each step, whatever moved.
+    assert model.dropout.rngs.count[...] == 60
+    assert model.blocks_0_norm.mean[...].all()
 
 
 def test_ef21_muon_on_a_mesh_sends_what_may_be_sent(names):

@@ -16,13 +16,17 @@ The README beside this file says how it is measured and has the tables.
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.common import data, record, report, train
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import learning_rate, optimizer_names, positive, share
-from benchmarks.common.record import RESULTS
+from benchmarks.common.options import (
+    learning_rate,
+    new_parser,
+    optimizer_names,
+    positive,
+    share,
+)
 from benchmarks.models import cnn
 
 NUM_EPOCHS = {"digits": 20, "mnist": 2, "fashion_mnist": 2, "cifar10": 3}
@@ -33,10 +37,8 @@ INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cnn",
-        description="Trains a three-layer CNN with several optimizers.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = new_parser(
+        "benchmarks.cnn", "Trains a three-layer CNN with several optimizers."
     )
     parser.add_argument(
         "--optimizers",
@@ -65,7 +67,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=positive, help="use only the first images of both parts"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
 
 

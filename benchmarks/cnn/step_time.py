@@ -14,24 +14,21 @@ spell of the machine hits all of them; ratios are taken inside each round.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import optax
 
 from benchmarks.common import data, record, report, timing, train
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import optimizer_names, positive
-from benchmarks.common.record import RESULTS
+from benchmarks.common.options import new_parser, optimizer_names, positive
 from benchmarks.models import cnn
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cnn.step_time",
-        description="Times train steps of several optimizers in paired runs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = new_parser(
+        "benchmarks.cnn.step_time",
+        "Times train steps of several optimizers in paired runs.",
     )
     parser.add_argument(
         "--optimizers",
@@ -44,7 +41,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--rounds", type=positive, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
 
 

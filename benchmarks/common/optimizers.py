@@ -55,8 +55,8 @@ def conv_dimensions(params: Any) -> Any:
     return jax.tree.map(lambda leaf: kernel if leaf.ndim == 4 else None, params)
 
 
-# The best of at least three values a factor of 2 apart, neither end of them; the README
-# says by which measure.
+# The best of at least three values a factor of 2 apart, neither end of them;
+# benchmarks/cnn/README.md says by which measure.
 OPTIMIZERS = {
     "muon": Entry(muon, learning_rate=0.02),
     "scion": Entry(scion, learning_rate=0.02),

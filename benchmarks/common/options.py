@@ -1,8 +1,24 @@
-"""Types of command-line arguments; a refused name is answered with the known ones."""
+"""Command lines: their parser, and types of arguments.
+
+A refused name is answered with the known ones.
+"""
 
 import argparse
+from pathlib import Path
 
 from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.record import RESULTS
+
+
+def new_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `python -m module`, with the folder that its results go to."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    return parser
 
 
 def optimizer_names(text: str) -> list[str]:

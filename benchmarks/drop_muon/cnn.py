@@ -6,7 +6,7 @@ many steps, and 1.1 to 1.6 times sooner in as much time. Uniform cutoffs do it 1
 1.8 times sooner in as many steps, not on CIFAR-10, and gain nothing in as much time.
 
 Command: python -m benchmarks.drop_muon.cnn [--data mnist fashion_mnist cifar10]
-    [--methods muon,uniform] [--seeds 0 1 2] [--steps 1000] [--budgets 4 8 16]
+    [--methods muon uniform] [--seeds 0 1 2] [--steps 1000] [--budgets 4 8 16]
 Device: one core of a CPU; any JAX device does.
 Expected: the README beside this file. The defaults take about half an hour a data
 set on one core.
@@ -21,7 +21,6 @@ and budget. Compilation, warm-up and evaluation are outside the clock.
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -31,10 +30,9 @@ from flax import nnx
 
 import dropmuon_optax as dm
 from benchmarks.common import data, record, timing, train
-from benchmarks.common.options import positive
-from benchmarks.common.record import RESULTS
+from benchmarks.common.options import new_parser, positive
 from benchmarks.drop_muon import methods as drop_methods
-from benchmarks.drop_muon import report as drop_report
+from benchmarks.drop_muon import report
 from benchmarks.drop_muon.methods import METHODS, Method, Plan, Programs
 from benchmarks.models import cnn
 
@@ -188,10 +186,9 @@ def plans(
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.drop_muon.cnn",
-        description="Trains a CNN with Muon and Drop-Muon by two protocols.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = new_parser(
+        "benchmarks.drop_muon.cnn",
+        "Trains a CNN with Muon and Drop-Muon by two protocols.",
     )
     parser.add_argument("--data", nargs="+", choices=data.DATASETS, default=IMAGE_SETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -214,7 +211,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=positive, default=20, help="to time a step")
     parser.add_argument("--limit", type=positive, help="use only the first images")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     parser.add_argument("--name", default="drop_muon_cnn", help="of the files")
     options = parser.parse_args(arguments)
     options.learning_rate = dict(options.learning_rate)
@@ -252,9 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
                 }
                 record.append(lines, entry)
                 entries.append(entry)
-                print(drop_report.line(entry), flush=True)
-        print(f"\n{drop_report.tables(entries)}\n")
-        drop_report.plot(options.output / f"{options.name}_{dataset}.png", entries)
+                print(report.line(entry), flush=True)
+        print(f"\n{report.tables(entries)}\n")
+        report.plot(options.output / f"{options.name}_{dataset}.png", entries)
     return 0
 
 

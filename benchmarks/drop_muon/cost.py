@@ -8,7 +8,7 @@ Command: python -m benchmarks.drop_muon.cost [--model cnn resnet18 gpt] [--round
 Device: a CPU with two cores; any JAX device does.
 Expected: the README beside this file.
 
-The steps (`drop_steps` says which) take turns on one batch of noise, ours right before
+The steps (`steps.py` says which) take turns on one batch of noise, ours right before
 or after the one cut by hand; ratios are taken inside each round. FLOPs are the
 compiler's, which counts the body of a loop once. The only loop is that of Newton–
 Schulz, in all steps: what its other iterations multiply is counted by formula, beside.
@@ -25,8 +25,7 @@ from tqdm import tqdm, trange
 
 from benchmarks.cnn import step_time
 from benchmarks.common import record, report, timing
-from benchmarks.common.options import positive
-from benchmarks.common.record import RESULTS
+from benchmarks.common.options import new_parser, positive
 from benchmarks.drop_muon.steps import MODELS, Task, cutoffs_of, steps
 from dropmuon_optax.layers.leaves import join
 
@@ -97,9 +96,9 @@ def flops_beside(task: Task, cutoff: int) -> int:
     for leaf in join(task.layers, task.params):
         moves = leaf.path.partition("/")[0] in task.names[cutoff:]
         if moves and leaf.layer.norm is not None and leaf.layer.norm.mixes:
-            count, *sides = leaf.view.matrix_shape(leaf.value.shape)
-            p, q = sorted(sides)
-            total += count * (4 * p * p * q + 2 * p**3)
+            for count, *sides in leaf.view.matrix_shapes(leaf.value.shape):
+                p, q = sorted(sides)
+                total += count * (4 * p * p * q + 2 * p**3)
     return (NEWTON_SCHULZ_STEPS - 1) * total
 
 
@@ -204,10 +203,9 @@ def plot(path: Path, entries: list[dict[str, Any]]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.drop_muon.cost",
-        description="Times train steps that drop layers, at each cutoff.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = new_parser(
+        "benchmarks.drop_muon.cost",
+        "Times train steps that drop layers, at each cutoff.",
     )
     names = ["cnn", "resnet18", "gpt"]
     parser.add_argument("--model", nargs="+", choices=list(MODELS), default=names)
@@ -217,7 +215,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--every", type=positive, default=1, help="take every so many cutoffs"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
 
 

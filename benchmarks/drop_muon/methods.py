@@ -1,8 +1,8 @@
-"""The methods that `drop_muon_cnn` compares, and what they do at each step.
+"""The methods that `drop_muon.cnn` compares, and what they do at each step.
 
-Muon and Drop-Muon are one optimizer here, `muon` of `optimizers.py` (convolutions by
-Muon, biases and the head by AdamW): Drop-Muon is `dm.drop_layers` around it, with a
-backward pass that stops at the cutoff.
+Muon and Drop-Muon are one optimizer here, `muon` of `common/optimizers.py`
+(convolutions by Muon, biases and the head by AdamW): Drop-Muon is `dm.drop_layers`
+around it, with a backward pass that stops at the cutoff.
 
 What a run does is known before it starts, a `Plan`: the layers that move at each step
 and the learning rate. It falls linearly to zero with the steps, or, under a budget of
@@ -50,7 +50,7 @@ def freeze_out(num_steps: int, optimal: tuple[float, ...]) -> dm.samplings.Sampl
     return dm.samplings.Staged(((0, dm.samplings.Full()), (first_steps, last)))
 
 
-# Learning rates: the best of values a factor of 2 apart on CIFAR-10; see the README.
+# Learning rates: the best of values a factor of 2 apart on CIFAR-10: README.md beside.
 METHODS = {
     "muon": Method("muon", 0.02),
     "uniform": Method("muon", 0.02, lambda steps, _: dm.samplings.Progressive()),

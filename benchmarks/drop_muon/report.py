@@ -1,4 +1,4 @@
-"""Tables and pictures of `drop_muon_cnn`.
+"""Tables and pictures of `drop_muon.cnn`, again from its lines.
 
 A time to an accuracy is interpolated: under protocol (i) linearly between two readings,
 under (ii) between the ends of runs with neighbouring budgets, linearly in the logarithm
@@ -9,9 +9,10 @@ there to those after the next one. "By step times" replaces the clock by the sum
 median times of the run's steps, which were measured in turns before all runs: nothing
 else that the machine did meanwhile is in it.
 
-Again, from the lines: python -m benchmarks.drop_muon.report benchmarks/results/….jsonl
+Command: python -m benchmarks.drop_muon.report benchmarks/results/drop_muon_cnn.jsonl
 """
 
+import argparse
 import itertools
 import math
 import sys
@@ -137,12 +138,17 @@ def targets_of(entries: list[Entry]) -> list[float]:
     else:
         budgets = sorted(unique(muon, "budget_s"))
         middle = (len(budgets) - 1) // 2
-        ends = [
-            fmean(e["final_validation_accuracy"] for e in chosen(muon, budget_s=b))
-            for b in budgets[middle : middle + 2]
-        ]
+        ends = ends_of(muon, budgets[middle : middle + 2])
         found = [ends[0], fmean(ends)]
     return [round(accuracy, 3) for accuracy in found]
+
+
+def ends_of(runs: list[Entry], budgets: list[float]) -> list[float]:
+    """The mean final validation accuracy at each budget."""
+    return [
+        fmean(run["final_validation_accuracy"] for run in chosen(runs, budget_s=budget))
+        for budget in budgets
+    ]
 
 
 def spread(values: list[float], form: str = "{:.2f}") -> str:
@@ -251,13 +257,7 @@ def plot(path: Path, entries: list[Entry]) -> None:
                 axes.plot(*curve, color=color, linestyle="--", linewidth=0.7)
         runs = chosen(entries, method=method, protocol="same time")
         budgets = sorted(unique(runs, "budget_s"))
-        ends = [
-            fmean(
-                run["final_validation_accuracy"]
-                for run in chosen(runs, budget_s=budget)
-            )
-            for budget in budgets
-        ]
+        ends = ends_of(runs, budgets)
         panels[3].plot(budgets, ends, color=color, marker=".", label=method)
     labels = [*axis.values(), "same time for all: budget / s"]
     for axes, label in zip(panels, labels, strict=True):
@@ -273,17 +273,21 @@ def plot(path: Path, entries: list[Entry]) -> None:
 
 def lowest(entries: list[Entry]) -> float:
     """Where the axes of accuracy start: at the second reading of the slowest run."""
-    readings = [
-        entry["history"][min(1, len(entry["history"]) - 1)]["validation_accuracy"]
-        for entry in entries
-        if entry["budget_s"] is None
-    ]
+    seconds = [entry["history"][:2][-1] for entry in chosen(entries, budget_s=None)]
+    readings = [point["validation_accuracy"] for point in seconds]
     return max(0.0, min(readings, default=0.0) - 0.02)
 
 
-def main(arguments: list[str]) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drop_muon.report")
+    parser.add_argument("lines", type=Path, help="a file of results: *.jsonl")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Prints the tables and draws the pictures of recorded runs."""
-    (path,) = map(Path, arguments)
+    path = parse(arguments).lines
     entries = record.read(path)
     print(tables(entries))
     for dataset in unique(entries, "dataset"):
@@ -293,4 +297,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The train steps that `drop_cost` compares, and the networks that take them.
+"""The train steps that `drop_muon.cost` compares, and the networks that take them.
 
 At cutoff s the layers s, …, b − 1 move. All steps donate what they update:
 

@@ -7,7 +7,7 @@ at most a tenth of the step.
 Command: python -m benchmarks.ef21_muon bytes
          python -m benchmarks.ef21_muon losses
          python -m benchmarks.ef21_muon cost
-         python -m benchmarks.ef21_muon show (tables and pictures of the lines so far)
+         python -m benchmarks.ef21_muon show  # tables and pictures of the lines so far
 Device: a CPU; `cost` is of whatever device runs it.
 Expected: the README beside this file.
 """
@@ -21,9 +21,7 @@ from benchmarks.common import record
 from benchmarks.common.options import positive, share
 from benchmarks.common.record import RESULTS
 from benchmarks.ef21_muon import bytes as ef21_bytes
-from benchmarks.ef21_muon import cost as ef21_cost
-from benchmarks.ef21_muon import losses as ef21_losses
-from benchmarks.ef21_muon import report as ef21_report
+from benchmarks.ef21_muon import cost, losses, report
 from benchmarks.ef21_muon.compressors import pair
 
 NAME = "ef21_muon"
@@ -48,14 +46,12 @@ def count(options: argparse.Namespace) -> None:
 
 def sweep(options: argparse.Namespace) -> None:
     """The part `losses`: every pair at every rate, then all seeds at its best."""
-    plan = ef21_losses.Plan(
-        **{name: getattr(options, name) for name in ef21_losses.Plan._fields}
-    )
+    plan = losses.Plan(**{name: getattr(options, name) for name in losses.Plan._fields})
     for name in options.pairs:
-        task = ef21_losses.build(plan, name)
+        task = losses.build(plan, name)
 
         def run(rate: float, seed: int, task: Any = task, name: str = name) -> Any:
-            found = ef21_losses.train(task, rate, seed, f"{name} {rate:g} seed {seed}")
+            found = losses.train(task, rate, seed, f"{name} {rate:g} seed {seed}")
             settings = {"pair": name, **plan._asdict()}
             sent = {
                 "num_parameters": task.num_parameters,
@@ -67,16 +63,16 @@ def sweep(options: argparse.Namespace) -> None:
             return found
 
         tried = [run(rate, options.seeds[0]) for rate in options.rates]
-        best = min(tried, key=ef21_losses.order)["learning_rate"]
+        best = min(tried, key=losses.order)["learning_rate"]
         for seed in options.seeds[1:]:
             run(best, seed)
 
 
 def time(options: argparse.Namespace) -> None:
     """The part `cost`: single matrices, then steps of a small GPT."""
-    for entry in ef21_cost.measure_all(options):
+    for entry in cost.measure_all(options):
         write(options, entry)
-        print(ef21_cost.summary(entry), flush=True)
+        print(cost.summary(entry), flush=True)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,7 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for part in adds.values():
         part.add_argument("--output", type=Path, default=RESULTS, help="folder")
     ef21_bytes.add_options(adds["bytes"])
-    ef21_cost.add_options(adds["cost"])
+    cost.add_options(adds["cost"])
     add = adds["losses"].add_argument
     pairs = ["identity/dense", "natural/same", "top10_natural/dense"]
     pairs += ["top10_natural/natural", "top10_natural/same", "top20_natural/same"]
@@ -102,7 +98,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     kinds: dict[str, Any] = {"momentum": float, "warm_down": share, "initial": str}
-    for name, default in ef21_losses.Plan._field_defaults.items():
+    for name, default in losses.Plan._field_defaults.items():
         flag = "--" + name.removeprefix("num_").replace("_", "-")
         add(flag, dest=name, type=kinds.get(name, positive), default=default)
     options = parser.parse_args(arguments)
@@ -120,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     work = {"bytes": count, "losses": sweep, "cost": time}.get(options.part)
     if work is not None:
         work(options)
-    ef21_report.show(options.output, PARTS if work is None else [options.part])
+    report.show(options.output, PARTS if work is None else [options.part])
     return 0
 
 

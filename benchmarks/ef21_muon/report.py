@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import record, report
-from benchmarks.ef21_muon import losses_report as ef21_losses_report
+from benchmarks.ef21_muon import losses_report
 from benchmarks.ef21_muon.bytes import ALL_AT, FEW, saving
 from benchmarks.ef21_muon.compressors import SERVERS
 
@@ -180,6 +180,6 @@ def table_of_cost(name: str, entry: dict[str, Any]) -> str:
 
 SHOWN: dict[str, tuple[Any, Any]] = {
     "bytes": (tables_of_bytes, plot_bytes),
-    "losses": (ef21_losses_report.tables, ef21_losses_report.plot),
+    "losses": (losses_report.tables, losses_report.plot),
     "cost": (tables_of_cost, None),
 }

@@ -24,9 +24,8 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from benchmarks.common import record, report, timing, workers
-from benchmarks.common.options import positive
-from benchmarks.common.record import RESULTS
-from benchmarks.ef21_muon import loop as ef21_loop
+from benchmarks.common.options import new_parser, positive
+from benchmarks.ef21_muon import loop
 from benchmarks.ef21_muon.steps import METHODS, Plan
 from benchmarks.language.checkpoints import Store
 from benchmarks.models import nanogpt
@@ -62,11 +61,11 @@ def one_run(
         seed=options.seed,
         num_workers=jax.device_count(),
     )
-    task = ef21_loop.build(plan)
+    task = loop.build(plan)
     store = None
     if options.checkpoints:
         store = Store(options.checkpoints / method, plan._asdict())
-    history, times, resumed = ef21_loop.run(task, store, options.resume, progress, done)
+    history, times, resumed = loop.run(task, store, options.resume, progress, done)
     if store is not None:
         store.close()
     return {
@@ -192,10 +191,8 @@ def show(options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{NAME}",
-        description="Trains a small GPT by EF21-Muon in several processes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = new_parser(
+        f"benchmarks.{NAME}", "Trains a small GPT by EF21-Muon in several processes."
     )
     add = parser.add_argument
     add("--processes", type=positive, help="start so many here; none: join a cluster")
@@ -217,7 +214,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--deadline", type=float, default=3600.0, help="seconds until workers are ended"
     )
-    add("--output", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args(arguments)
     if options.resume and not options.checkpoints:
         parser.error("--resume needs the folder of --checkpoints")
@@ -248,7 +244,3 @@ def main(arguments: list[str] | None = None) -> int:
     shutil.rmtree(logs)  # they stay where something went wrong
     show(options)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

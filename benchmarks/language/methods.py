@@ -82,7 +82,7 @@ def muon_layers(model: Model) -> Any:
     )
 
 
-# Where `lm_sweep` starts from and `nanogpt` stays unless told: about the best for the
+# Where `sweep` starts from and `nanogpt` stays unless told: about the best for the
 # preset `tiny` with a sign radius of 500.
 OPTIMIZERS = {
     "muon": Entry(partial(plain, muon), 0.02),

@@ -1,7 +1,7 @@
 """A GPT trained by Muon, Scion, Gluon, Drop-Muon, EF21-Muon, Optax's Muon or AdamW.
 
-Claim: what the README beside this file says of the runs of `lm_sweep`; this script
-makes one run.
+Claim: what the README beside this file says of the runs of `sweep`; this script makes
+one run.
 
 Command: python -m benchmarks.nanogpt [--optimizer muon] [--data shakespeare]
     [--preset tiny|small|124m]
@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.common import record, text, workers
 from benchmarks.language import radii as lm_radii
-from benchmarks.language import report as lm_report
-from benchmarks.language import train as lm_train
+from benchmarks.language import report, train
 from benchmarks.language.checkpoints import Store
 from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.options import parse
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     origin = record.provenance(seed=options.seeds[0])
     method = build_method(task, options.optimizer, plan)
     with open_store(options, plan) as store:
-        run = lm_train.Run(task, options.optimizer, method, plan, store)
+        run = train.Run(task, options.optimizer, method, plan, store)
         if run.num_restored:
             tell(f"going on from step {run.step}")
         try:
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             tell("\ninterrupted; --checkpoint has all up to the last evaluation")
             return INTERRUPTED
-    sampled = lm_report.sample(
+    sampled = report.sample(
         task.model.apply,
         run.evaluated,
         task.corpus,
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build_task(options: argparse.Namespace) -> lm_train.Task:
+def build_task(options: argparse.Namespace) -> train.Task:
     """Loads the text, and builds the network for it."""
     corpus = text.load(options.data, options.tokens)
     config = dataclasses.replace(
@@ -82,13 +81,13 @@ def build_task(options: argparse.Namespace) -> lm_train.Task:
     source = nanogpt_scan if scanned else nanogpt
     build = cache(lambda seed: source.build(config, seed=seed, dtype=dtype))
     apply, _ = build(options.seeds[0])
-    mesh = lm_train.mesh_of(jax.devices())
+    mesh = train.mesh_of(jax.devices())
     radii = (options.radius, options.sign_radius)
     model = Model(config, apply, scanned, mesh, *radii, options.adam_share)
-    return lm_train.Task(model, corpus, draw=lambda seed: build(seed)[1])
+    return train.Task(model, corpus, draw=lambda seed: build(seed)[1])
 
 
-def build_method(task: lm_train.Task, name: str, plan: lm_train.Plan) -> Method:
+def build_method(task: train.Task, name: str, plan: train.Plan) -> Method:
     """The optimizer of that name; if it runs on measured radii, these first."""
     entry, model, radii = OPTIMIZERS[name], task.model, None
     if entry.on_estimates:
@@ -103,11 +102,9 @@ def padded_vocabulary(corpus: text.Corpus) -> int:
     return -(-corpus.vocab_size // PADDING) * PADDING
 
 
-def plan_of(
-    options: argparse.Namespace, learning_rate: float, seed: int
-) -> lm_train.Plan:
+def plan_of(options: argparse.Namespace, learning_rate: float, seed: int) -> train.Plan:
     """How long to train, as the command line says."""
-    return lm_train.Plan(
+    return train.Plan(
         num_steps=options.steps,
         batch_size=options.batch,
         length=options.length,
@@ -120,7 +117,7 @@ def plan_of(
     )
 
 
-def open_store(options: argparse.Namespace, plan: lm_train.Plan) -> Any:
+def open_store(options: argparse.Namespace, plan: train.Plan) -> Any:
     """The run's checkpoints, to be closed; None where there are to be none."""
     if options.checkpoint is None:
         return nullcontext()
@@ -130,7 +127,7 @@ def open_store(options: argparse.Namespace, plan: lm_train.Plan) -> Any:
 
 
 def settings(
-    options: argparse.Namespace, optimizer: str, plan: lm_train.Plan
+    options: argparse.Namespace, optimizer: str, plan: train.Plan
 ) -> dict[str, Any]:
     """All that the numbers of a run depend on, beside code and device."""
     names = ("data", "tokens", "preset", "scan", "dtype")
@@ -139,7 +136,7 @@ def settings(
     return {"optimizer": optimizer, **chosen, **plan._asdict()}
 
 
-def advance(run: lm_train.Run, stop_at: int | None) -> None:
+def advance(run: train.Run, stop_at: int | None) -> None:
     """Trains under a progress bar, to the end or the first evaluation after a step."""
     plan = run.plan
     per_step = plan.batch_size * plan.length
@@ -152,15 +149,15 @@ def advance(run: lm_train.Run, stop_at: int | None) -> None:
         disable=jax.process_index() > 0,
     ) as bar:
         for point in run.advance(bar):
-            seen = f"validation loss {lm_report.loss(point.validation_loss)}"
-            bar.set_postfix_str(f"{seen}{lm_report.speed(run)}")
+            seen = f"validation loss {report.loss(point.validation_loss)}"
+            bar.set_postfix_str(f"{seen}{report.speed(run)}")
             if stop_at is not None and point.step >= stop_at:
                 return
 
 
 def finish(
     options: argparse.Namespace,
-    run: lm_train.Run,
+    run: train.Run,
     origin: dict[str, Any],
     sampled: str,
 ) -> None:
@@ -168,7 +165,7 @@ def finish(
     entry = {
         "benchmark": "nanogpt",
         **settings(options, run.name, run.plan),
-        **lm_train.measurements(run),
+        **train.measurements(run),
         **origin,
     }
     lines = options.output / "nanogpt.jsonl"
@@ -176,8 +173,8 @@ def finish(
     name = f"nanogpt_{options.data}_{options.preset}_{options.optimizer}"
     picture = options.output / f"{name}_seed{options.seeds[0]}.png"
     title = f"{options.data}, {options.preset}, seed {options.seeds[0]}"
-    lm_report.plot(picture, [entry], title)
-    print(f"\n{title}\n\n{lm_report.table([entry])}\n")
+    report.plot(picture, [entry], title)
+    print(f"\n{title}\n\n{report.table([entry])}\n")
     print(f"{'-' * 88}\n{sampled}\n{'-' * 88}\n")
     print(f"lines: {lines}\npicture: {picture}")
 
@@ -186,7 +183,3 @@ def tell(message: str) -> None:
     """Prints on one host only."""
     if jax.process_index() == 0:
         print(message, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

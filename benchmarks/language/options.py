@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Adds what `nanogpt` and `lm_sweep` have in common."""
+    """Adds what `nanogpt` and `sweep` have in common."""
     parser.add_argument("--data", choices=text.DATASETS, default="shakespeare")
     parser.add_argument(
         "--tokens", choices=text.TOKENIZERS, help="default: char for shakespeare"

@@ -38,7 +38,7 @@ class Model(NamedTuple):
     radius: float = nanogpt.HIDDEN_RADIUS
     sign_radius: float = nanogpt.SIGN_RADIUS
     adam_share: float = ADAM_SHARE
-    estimated: Any = None  # `layers` with measured radii, see `lm_radii`
+    estimated: Any = None  # `layers` with measured radii, see `radii.py`
 
     @property
     def layers(self) -> Any:

@@ -26,11 +26,8 @@ from tqdm import tqdm
 
 from benchmarks.common import record
 from benchmarks.common.options import positive
-from benchmarks.language import nanogpt
+from benchmarks.language import nanogpt, report, sweep_report, train
 from benchmarks.language import options as lm_options
-from benchmarks.language import report as lm_report
-from benchmarks.language import sweep_report as lm_sweep_report
-from benchmarks.language import train as lm_train
 from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.steps import Method
 
@@ -90,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             entry = {
                 "benchmark": "lm_sweep",
                 **nanogpt.settings(options, run.name, run.plan),
-                **lm_train.measurements(run),
+                **train.measurements(run),
                 "rates_tried": tried_by(tried[run.name]),
                 "sweep_steps": options.sweep_steps,
                 "stretch_step_times_s": run.step_times_s,
@@ -122,7 +119,7 @@ def tried_by(losses: dict[float, float]) -> list[tuple[float, float | None]]:
 
 
 def sweep(
-    options: argparse.Namespace, task: lm_train.Task, name: str, method: Method
+    options: argparse.Namespace, task: train.Task, name: str, method: Method
 ) -> dict[float, float]:
     """Final validation losses by learning rate; infinite where not finite."""
     known = dict(options.rates)
@@ -144,10 +141,10 @@ def sweep(
 
 def final_loss(
     options: argparse.Namespace,
-    task: lm_train.Task,
+    task: train.Task,
     name: str,
     method: Method,
-    plan: lm_train.Plan,
+    plan: train.Plan,
 ) -> float | None:
     """Validation loss after the last step: as recorded, else by a run; None: no number.
 
@@ -158,12 +155,12 @@ def final_loss(
     for entry in record.read(lines):
         if settings.items() <= entry.items():
             return entry["final_validation_loss"]
-    run = lm_train.Run(task, name, method, plan)
+    run = train.Run(task, name, method, plan)
     total = plan.num_steps * plan.batch_size * plan.length
     label = f"{name} at {plan.learning_rate:g}"
     with tqdm(total=total, unit=" tokens", unit_scale=True, desc=label) as bar:
         for point in run.advance(bar):
-            bar.set_postfix_str(lm_report.loss(point.validation_loss))
+            bar.set_postfix_str(report.loss(point.validation_loss))
     found = run.history[-1].validation_loss
     origin = record.provenance(seed=plan.seed)
     entry = {**settings, "final_validation_loss": found, **origin}
@@ -186,14 +183,14 @@ def beyond(losses: dict[float, float]) -> list[float]:
 
 def compare(
     options: argparse.Namespace,
-    task: lm_train.Task,
+    task: train.Task,
     methods: dict[str, Method],
     rates: dict[str, float],
     seed: int,
-) -> list[lm_train.Run]:
+) -> list[train.Run]:
     """Trains with every optimizer, in turns: same first weights, same batches."""
     runs = [
-        lm_train.Run(task, name, method, nanogpt.plan_of(options, rates[name], seed))
+        train.Run(task, name, method, nanogpt.plan_of(options, rates[name], seed))
         for name, method in methods.items()
     ]
     for run in runs:  # so that no turn has to wait for a compiler
@@ -210,8 +207,8 @@ def finish(options: argparse.Namespace, entries: list[dict[str, Any]]) -> None:
     """Prints the tables and draws the picture."""
     title = f"{options.data}, {options.preset}, seeds {options.seeds}"
     picture = options.output / f"nanogpt_{options.data}_{options.preset}.png"
-    lm_report.plot(picture, entries, title)
-    rates, results = lm_sweep_report.rates_table, lm_sweep_report.table
+    report.plot(picture, entries, title)
+    rates, results = sweep_report.rates_table, sweep_report.table
     print(f"\n{title}, after {options.sweep_steps} steps\n\n{rates(entries)}")
     print(f"\nafter {options.steps} steps\n\n{results(entries)}\n")
     print(f"lines: {options.output / 'nanogpt.jsonl'}\npicture: {picture}")

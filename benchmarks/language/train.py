@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.common import text, timing
 from benchmarks.common.train import mean_loss, stretches
-from benchmarks.language import costs as lm_costs
+from benchmarks.language import costs
 from benchmarks.language.checkpoints import Store
 from benchmarks.language.steps import AXIS, Method, Model, build_loss, replicate
 
@@ -61,7 +61,7 @@ class Point(NamedTuple):
     step: int
     num_tokens: int  # trained on
     train_time_s: float  # compilation, evaluation and checkpoints not counted
-    num_flops: float  # by the formulas of `lm_costs`
+    num_flops: float  # by the formulas of `costs`
     train_loss: float | None  # mean over the steps since the last point
     validation_loss: float | None  # None: not finite
 
@@ -138,8 +138,8 @@ def step_flops(task: Task, name: str, plan: Plan, active: Any) -> tuple[float, f
     config = task.model.config
     tokens = plan.batch_size * plan.length
     return (
-        tokens * lm_costs.model_flops(config, plan.length, active),
-        lm_costs.oracle_flops(config, name, active),
+        tokens * costs.model_flops(config, plan.length, active),
+        costs.oracle_flops(config, name, active),
     )
 
 
@@ -267,7 +267,7 @@ class Run:
     def utilization(self) -> float | None:
         """MFU: `flop_rate` over the devices' peak; None where that is not known."""
         mesh, rate = self.task.model.mesh, self.flop_rate
-        peak = lm_costs.peak_flops(mesh.devices.flat[0])
+        peak = costs.peak_flops(mesh.devices.flat[0])
         return rate / (peak * mesh.size) if peak and rate else None
 
 

@@ -26,8 +26,7 @@ from matplotlib.figure import Figure
 
 import dropmuon_optax as dm
 from benchmarks.common import record, report
-from benchmarks.common.options import positive
-from benchmarks.common.record import RESULTS
+from benchmarks.common.options import new_parser, positive
 from benchmarks.smoothness.runs import (
     MOMENTUM,
     TASKS,
@@ -193,16 +192,13 @@ def plot(path: Path, entry: dict[str, Any]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.smoothness",
-        description="Measures layer-wise smoothness along runs of Gluon.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = new_parser(
+        "benchmarks.smoothness", "Measures layer-wise smoothness along runs of Gluon."
     )
     parser.add_argument("--model", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--steps", type=positive, default=NUM_STEPS)
     parser.add_argument("--every", type=positive, default=3, help="steps, of a pair")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
 
 

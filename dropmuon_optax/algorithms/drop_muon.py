@@ -27,6 +27,7 @@ from dropmuon_optax import checks
 from dropmuon_optax.algorithms.gluon import add_weights, descend, scale_by_momentum
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.parts import (
+    Active,
     Owners,
     Part,
     Placement,
@@ -145,7 +146,7 @@ def drop_layers(
     Args:
       inner: any Optax transformation that may be wrapped in `optax.masked`.
       layers: a function from the parameters to a tree of `Layer`s with indices. If only
-        some rows of a `Stacked` leaf move, `inner` gets those rows alone, as a leaf of
+        some layers of a `Stacked` leaf move, `inner` gets those alone, as a leaf of
         that length.
       sampling: the distribution of Sᵏ.
       key: a Threefry key, typed or raw. It is kept in the state and never advances, so
@@ -266,7 +267,7 @@ def _step(call: _Call, parts: list[Part]) -> _Result:
 
 
 def _sampled_step(
-    call: _Call, placed: Placement, drawn: Bool[Array, " b"], always: Part
+    call: _Call, placed: Placement, drawn: Bool[Array, " b"], always: Active
 ) -> _Result:
     """A step of the set drawn, with a conditional for each layer that may not move."""
     updates, state = _step(call, placed.parts(always))

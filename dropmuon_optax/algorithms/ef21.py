@@ -146,19 +146,19 @@ class _Box:
 
     def select(self, params: Any, active: Any) -> Selection:
         """What moves, of all that there is."""
-        ownership = self.ownership(params)
         if active is None:
-            return select(ownership)
+            return select(self.ownership(params))
         placed = place(self.layers, params, self.num_layers)
         active = check_active(active, placed.num_layers, empty=True)
-        return select(ownership, placed.parts(active))
+        return select(self.ownership(params), placed.parts(active))
 
 
 def _init(box: _Box, params: Any) -> EF21State:
+    selection = box.select(params, None)  # refuses what is no parameter
     check_replicated(params)
     return first_state(
         params,
-        select(box.ownership(params)),
+        selection,
         num_workers=box.axis.size,
         inner=box.inner,
         key=jax.random.key_data(threefry_key(box.key)),

@@ -24,6 +24,7 @@ from jaxtyping import Array
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.layers.geometry import ball_geometry, scion_geometry
+from dropmuon_optax.layers.modules import check_params
 from dropmuon_optax.lmo import scale_by_lmo
 
 
@@ -121,7 +122,8 @@ def scale_by_momentum(
       A transformation whose updates have the gradients' dtype.
 
     Raises:
-      ValueError: if `momentum` is a number outside [0, 1).
+      ValueError: if `momentum` is a number outside [0, 1); from `init`, if what is no
+        parameter is among these.
 
     Examples:
       >>> tx = scale_by_momentum(0.5)
@@ -137,6 +139,7 @@ def scale_by_momentum(
     dtype = checks.float_dtype("momentum_dtype", momentum_dtype)
 
     def init(params: Any) -> MomentumState:
+        check_params(params)
         zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
         return MomentumState(jnp.zeros((), jnp.int32), zeros)
 

@@ -23,6 +23,8 @@ from dropmuon_optax.layers.leaves import (
     path_of,
     read_keys,
 )
+from dropmuon_optax.layers.modules import check_params
+from dropmuon_optax.layers.scans import one_length, stack_lengths, without
 
 GeometryFn = Callable[..., tuple[Any, ...]]  # (norm, radius) or (norm, radius, view)
 Rule = tuple[Any, ...]  # (regex, norm, radius) or (regex, norm, radius, view)
@@ -33,6 +35,7 @@ def layers_by_path(
     geometry: Sequence[Rule | GeometryFn] | GeometryFn | None = None,
     *,
     stacked: str | None = None,
+    stacked_axis: int = 0,
 ) -> LayersFn:
     r"""Layers, norms and radii by regular expressions over the leaves' paths.
 
@@ -50,8 +53,9 @@ def layers_by_path(
         such as `muon_geometry`; or a list that ends with such a function, for the
         leaves that no rule matches. None is `scion_geometry`. The norm None marks a
         leaf that no oracle moves. Without a view, `describe` shows what was guessed.
-      stacked: a regular expression for leaves whose leading axis runs over layers; the
-        expression in `order` that matches them stands for as many layers.
+      stacked: a regular expression for leaves with an axis over layers, as a scan lays
+        them out; the expression in `order` that matches them stands for as many layers.
+      stacked_axis: that axis; 1 in MaxText, say.
 
     Returns:
       A function from the parameters to a tree of `Layer`s (and `Stacked`s).
@@ -75,31 +79,37 @@ def layers_by_path(
     patterns = None if order is None else [_compile("order", entry) for entry in order]
     rules, rest = _rules(geometry)
     in_stack = None if stacked is None else _compile("stacked", stacked)
+    Stacked(None, None, axis=stacked_axis)  # its checks
 
     def layers(params: Any) -> Any:
+        check_params(params)
         # Masked leaves (optax.partition, optax.masked) keep their place in the order.
         flat, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_masked)
         if not flat:  # as `optax.tree_map_params` asks, with a placeholder for a tree
             return params
         paths = [path_of(keys) for keys, _ in flat]
-        lengths = [
-            _stack_length(path, value) if in_stack and in_stack.search(path) else None
+        shapes = {
+            path: jnp.shape(value)
             for path, (_, value) in zip(paths, flat, strict=True)
-        ]
+            if not _masked(value)
+        }
+        lengths = stack_lengths(in_stack, stacked_axis, shapes)
+        stacks = {path: shapes[path] for path in lengths}
         if in_stack and not any(map(in_stack.search, paths)):
             raise ValueError(
                 f"`stacked` must match a leaf, got {stacked!r} for {paths}"
             )
-        indices = _indices_by_order(patterns, paths, lengths)
-        norms = _norms_by_rules(rules, rest, flat, lengths)
+        indices = _indices_by_order(patterns, paths, stacks, stacked_axis)
+        axes = [stacked_axis if path in stacks else None for path in paths]
+        norms = _norms_by_rules(rules, rest, flat, axes)
         tree = [
             value
             if _masked(value)
+            else Stacked(index, *norm, length=lengths[path], axis=stacked_axis)
+            if path in lengths
             else Layer(index, *norm)
-            if length is None
-            else Stacked(index, *norm, length=length)
-            for (_, value), index, norm, length in zip(
-                flat, indices, norms, lengths, strict=True
+            for path, (_, value), index, norm in zip(
+                paths, flat, indices, norms, strict=True
             )
         ]
         return jax.tree.unflatten(structure, tree)
@@ -141,20 +151,11 @@ def _rules(geometry: Any) -> tuple[list[Any], GeometryFn | None]:
     return rules, rest
 
 
-def _stack_length(path: str, value: Any) -> int | None:
-    if _masked(value):
-        return None
-    if jnp.ndim(value) == 0:
-        raise ValueError(
-            f"`stacked` must match leaves with a leading axis, got {path!r}"
-        )
-    return jnp.shape(value)[0]
-
-
 def _indices_by_order(
     patterns: list[re.Pattern[str]] | None,
     paths: list[str],
-    lengths: list[int | None],
+    stacks: dict[str, tuple[int, ...]],
+    axis: int,
 ) -> list[int | None]:
     """The index of each leaf's layer, from the expressions' matches."""
     if patterns is None:
@@ -169,15 +170,11 @@ def _indices_by_order(
                 f"every rule of `order` must match a leaf that no rule before it does, "
                 f"got {pattern.pattern!r} for {paths}"
             )
-        depths = {length for i in mine if (length := lengths[i]) is not None}
-        if len(depths) > 1:
-            raise ValueError(
-                f"leaves stacked in {pattern.pattern!r} must have leading axes of one "
-                f"length, got {sorted(depths)}"
-            )
+        of_entry = {paths[i]: stacks[paths[i]] for i in mine if paths[i] in stacks}
+        depth = one_length(pattern.pattern, axis, of_entry)
         captured = sorted({places[i][1] for i in mine})
         numbers[entry] = {number: rank for rank, number in enumerate(captured)}
-        counts[entry] = max(len(captured), *depths, 1)
+        counts[entry] = max(len(captured), depth or 1)
     starts = [sum(counts[:entry]) for entry in range(len(patterns))]
     return [starts[entry] + numbers[entry][number] for entry, number in places]
 
@@ -201,13 +198,13 @@ def _norms_by_rules(
     rules: list[tuple[re.Pattern[str], Rule]],
     rest: GeometryFn | None,
     flat: list[tuple[Any, Any]],
-    lengths: list[int | None],
+    axes: list[int | None],
 ) -> list[Rule]:
     """(norm, radius) or (norm, radius, view) of each leaf; () where it is masked."""
     found: list[Rule] = []
     unmet = {pattern.pattern for pattern, _ in rules}
     ambiguous = []
-    for (keys, value), length in zip(flat, lengths, strict=True):
+    for (keys, value), axis in zip(flat, axes, strict=True):
         path = path_of(keys)
         match = next((rule for rule in rules if rule[0].search(path)), None)
         found.append(())
@@ -223,7 +220,7 @@ def _norms_by_rules(
             )
         else:
             try:
-                found[-1] = _read(rest, keys, value, length)
+                found[-1] = _read(rest, keys, value, axis)
             except AmbiguousError as error:
                 ambiguous.append(error)
     refuse(ambiguous)
@@ -235,11 +232,9 @@ def _norms_by_rules(
     return found
 
 
-def _read(
-    rules: GeometryFn, keys: Sequence[Any], value: Any, length: int | None
-) -> Rule:
+def _read(rules: GeometryFn, keys: Sequence[Any], value: Any, axis: int | None) -> Rule:
     """What a geometry function says of a leaf."""
-    path, shape = path_of(keys), jnp.shape(value)[0 if length is None else 1 :]
+    path, shape = path_of(keys), without(jnp.shape(value), axis)
     reading = read_keys(keys, shape)
     if reading.role and reading.view.fan_out == (0,) and len(shape) > 1:
         shape = (*shape[2:], shape[1], shape[0])  # to Flax's order

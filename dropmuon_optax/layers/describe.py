@@ -1,5 +1,6 @@
 """What goes where, printed; and what was guessed."""
 
+from collections import Counter
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from dropmuon_optax.layers.geometry import (
     muon_geometry,
     scion_geometry,
 )
-from dropmuon_optax.layers.leaves import LayersFn, Leaf, Stacked, join
+from dropmuon_optax.layers.leaves import LayersFn, Leaf, join
 from dropmuon_optax.layers.names import NAME_RULES
 from dropmuon_optax.layers.rules import Rules, check_rules, choose
 
@@ -83,32 +84,29 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _matrices(leaf: Leaf) -> tuple[int, int, int]:
-    """(number of matrices, fan_in, fan_out), of all rows of a stack."""
-    shape = jnp.shape(leaf.value)
-    if isinstance(leaf.layer, Stacked):
-        count, m, n = leaf.view.matrix_shape(shape[1:])
-        return count * shape[0], m, n
-    return leaf.view.matrix_shape(shape)
-
-
 def _row(leaf: Leaf) -> list[str]:
     layer, shape = leaf.layer, jnp.shape(leaf.value)
-    if isinstance(layer, Stacked):
-        start = layer.start
-        index = "-" if start is None else f"{start}…{start + shape[0] - 1}"
-    else:
-        index = "-" if layer.index is None else str(layer.index)
+    index = "-" if leaf.start is None else str(leaf.start)
+    if leaf.start is not None and leaf.axis is not None:
+        index += f"…{leaf.start + leaf.num_layers - 1}"
     norm = "none (not moved by an LMO)" if layer.norm is None else repr(layer.norm)
-    count, m, n = _matrices(leaf)
-    matrices = f"{count} × ({m}, {n})"
+    counts = Counter(leaf.view.matrix_shapes(shape))
+    matrices = " + ".join(
+        f"{k * times} × ({m}, {n})" for (k, m, n), times in counts.items()
+    )
     return [leaf.path, str(shape), index, norm, str(layer.radius), matrices]
 
 
 def _sent(compressor: Compressor | Rules, leaf: Leaf) -> list[str]:
-    _, m, n = _matrices(leaf)
-    chosen = choose(compressor, leaf.path, (m, n))
-    return [repr(chosen), f"{chosen.num_bits((m, n)) / (32 * m * n):.1%}"]
+    """What compresses the leaf, and the payload's share of the leaf in float32."""
+    names: dict[str, None] = {}
+    num_bits = num_entries = 0
+    for k, m, n in leaf.view.matrix_shapes(jnp.shape(leaf.value)):
+        chosen = choose(compressor, leaf.path, (m, n))
+        names[repr(chosen)] = None
+        num_bits += k * chosen.num_bits((m, n))
+        num_entries += k * m * n
+    return [", ".join(names), f"{num_bits / (32 * num_entries):.1%}"]
 
 
 def _guessed(leaf: Leaf) -> bool:

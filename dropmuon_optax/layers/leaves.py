@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
+from dropmuon_optax.layers import scans
+from dropmuon_optax.layers.modules import check_params
 from dropmuon_optax.layers.readings import Reading, read
 from dropmuon_optax.layers.views import View
-from dropmuon_optax.meshes import gathered, like
 from dropmuon_optax.norms import Norm
 from dropmuon_optax.nouns import Noun
 
@@ -73,16 +73,19 @@ class Layer(Noun):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Stacked(Noun):
-    """A leaf whose leading axis runs over layers: leaf[j] belongs to layer start + j.
+    """A leaf with an axis over layers: leaf[j] belongs to layer start + j.
 
-    So `nn.scan` and `jax.lax.scan` over blocks lay out their parameters.
+    So `nn.scan` and `jax.lax.scan` over blocks lay out their parameters, mostly along
+    axis 0; leaf[j] stands for slice j along the axis.
 
     Attributes:
       start: the index of the first of them.
       norm: as in `Layer`, for each leaf[j].
       radius: as in `Layer`, for each leaf[j].
       view: as in `Layer`, for each leaf[j].
-      length: how many layers; None where the leaf's shape is to tell.
+      length: how many layers; None where the leaf's shape is to tell, as it must under
+        `drop_layers`, which shows a part of the leaf.
+      axis: the axis over layers; negative ones count from the end.
 
     Raises:
       ValueError: if an attribute is out of range.
@@ -93,11 +96,14 @@ class Stacked(Noun):
     radius: float | AdaptiveRadius = 1.0
     view: View | None = None
     length: int | None = None
+    axis: int = 0
 
     def __post_init__(self) -> None:
         _check_layer("start", self.start, self.norm, self.radius)
         if self.length is not None:
             checks.positive_int("length", self.length)
+        if not isinstance(self.axis, int) or isinstance(self.axis, bool):
+            raise ValueError(f"`axis` must be a whole number, got {self.axis!r}")
 
 
 def _check_layer(name: str, index: Any, norm: Any, radius: Any) -> None:
@@ -116,8 +122,20 @@ class Leaf(NamedTuple):
     path: str
     value: Any
     layer: Layer | Stacked
-    view: View  # of the leaf, or of each leaf[j] if the layer is `Stacked`
+    view: View  # of the whole leaf; matrices of one `Stacked` layer lie together
+    axis: int | None = None  # over layers; None if it is one layer's
     reading: Reading | None = None  # where the layer has no view of its own
+
+    @property
+    def num_layers(self) -> int:
+        """Over how many layers the leaf is stacked; 1 if it isn't."""
+        return 1 if self.axis is None else jnp.shape(self.value)[self.axis]
+
+    @property
+    def start(self) -> int | None:
+        """The index of its first layer, or of its only one."""
+        layer = self.layer
+        return layer.start if isinstance(layer, Stacked) else layer.index
 
 
 def path_of(keys: Sequence[Any]) -> str:
@@ -149,8 +167,9 @@ def join(layers: LayersFn, params: Any) -> list[Leaf]:
 
     Raises:
       ValueError: if `layers` isn't a function that returns a tree of layers with the
-        structure of `params`.
+        structure of `params`; if what is no parameter is among these.
     """
+    check_params(params)
     tree = checks.is_function("layers", layers)(params)
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
     found, other = jax.tree.flatten(tree)
@@ -166,32 +185,47 @@ def join(layers: LayersFn, params: Any) -> list[Leaf]:
             raise ValueError(
                 f"`layers` must return a `Layer` for {path!r}, got {layer!r}"
             )
-        view, reading = _view(keys, value, layer)
-        leaves.append(Leaf(path, value, layer, view, reading))
+        axis = _stack_axis(path, jnp.shape(value), layer)
+        view, reading = _view(keys, jnp.shape(value), layer, axis)
+        leaves.append(Leaf(path, value, layer, view, axis, reading))
     return leaves
 
 
+def _stack_axis(
+    path: str, shape: tuple[int, ...], layer: Layer | Stacked
+) -> int | None:
+    if not isinstance(layer, Stacked):
+        return None
+    ndim, axis = len(shape), layer.axis
+    if not -ndim <= axis < ndim or layer.length not in (None, shape[axis]):
+        which = "a leading axis" if axis == 0 else f"an axis {axis}"
+        length = "" if layer.length is None else f" of length {layer.length}"
+        raise ValueError(
+            f"the leaf {path!r} must have {which}{length} to be {layer}, "
+            f"got shape {shape}"
+        )
+    return axis % ndim
+
+
 def _view(
-    keys: Sequence[Any], value: Any, layer: Layer | Stacked
+    keys: Sequence[Any],
+    shape: tuple[int, ...],
+    layer: Layer | Stacked,
+    axis: int | None,
 ) -> tuple[View, Reading | None]:
-    shape = jnp.shape(value)
-    if isinstance(layer, Stacked):
-        if not shape or layer.length not in (None, shape[0]):
-            raise ValueError(
-                f"the leaf {path_of(keys)!r} must have a leading axis of length "
-                f"{layer.length} to be {layer}, got shape {shape}"
-            )
-        shape = shape[1:]
-    reading = read_keys(keys, shape) if layer.view is None else None
+    """The view of the whole leaf: the given or default one, over the stack's axis."""
+    of_one = scans.without(shape, axis)
+    reading = read_keys(keys, of_one) if layer.view is None else None
     view = layer.view if reading is None else reading.view
     assert view is not None
     try:
-        view.matrix_shape(shape)
+        view.matrix_shapes(of_one)
     except ValueError as error:
+        what = "the leaf" if axis is None else "each layer of the leaf"
         raise ValueError(
-            f"the leaf {path_of(keys)!r} of shape {shape}: {error}"
+            f"{what} {path_of(keys)!r} of shape {of_one}: {error}"
         ) from None
-    return view, reading
+    return view if axis is None else view.over(axis, len(shape)), reading
 
 
 def movable_norm(leaf: Leaf) -> Norm:
@@ -211,34 +245,6 @@ def movable_norm(leaf: Leaf) -> Norm:
             f"the leaf {leaf.path!r} must be real floating-point, got {dtype}"
         )
     return leaf.layer.norm
-
-
-def to_matrices(leaf: Leaf) -> Float[Array, "k m n"]:
-    """A leaf as the matrices that its norm sees, those of `Stacked` layers in order.
-
-    A sharded leaf is gathered before its axes are moved: only a plain matrix can be
-    stacked as it lies.
-    """
-    x, view = leaf.value, leaf.view
-    if isinstance(leaf.layer, Stacked):
-        if view.is_plain(x.ndim - 1):
-            return x
-        matrices = jax.vmap(view.to_matrices)(gathered(x))
-        return matrices.reshape(-1, *matrices.shape[2:])
-    return view.to_matrices(x if view.is_plain(x.ndim) else gathered(x))
-
-
-def from_matrices(leaf: Leaf, matrices: Float[Array, "k m n"]) -> Array:
-    """The inverse of `to_matrices`: an array of the leaf's shape and sharding."""
-    x, view = leaf.value, leaf.view
-    if isinstance(leaf.layer, Stacked):
-        if view.is_plain(x.ndim - 1):
-            return matrices
-        parts = matrices.reshape(x.shape[0], -1, *matrices.shape[1:])
-        whole = jax.vmap(lambda part: view.from_matrices(part, x.shape[1:]))(parts)
-    else:
-        whole = view.from_matrices(matrices, x.shape)
-    return like(whole, x)
 
 
 def count_layers(tree: Any, params: Any = None) -> int:
@@ -276,7 +282,7 @@ def count_layers(tree: Any, params: Any = None) -> int:
 
 def _indices(layer: Any, value: Any, path: str) -> Iterable[int]:
     if isinstance(layer, Stacked) and layer.start is not None:
-        length = layer.length if value is None else jnp.shape(value)[0]
+        length = layer.length if value is None else jnp.shape(value)[layer.axis]
         if length is None:
             raise ValueError(
                 f"the layer of {path!r} must have a `length`, or give `params` to "

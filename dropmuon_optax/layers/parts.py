@@ -1,23 +1,74 @@
 """The part of a tree, and of an optimizer's state, that an active set moves.
 
 An active set says of each layer whether it moves. A leaf moves with its layer; of a
-leaf that is `Stacked` over layers, some rows may move. What does not move is masked out
-by `optax.MaskedNode`, which keeps its place in the tree and holds nothing, or cut off.
+leaf that is `Stacked` over layers, some may move. What does not move is masked out by
+`optax.MaskedNode`, which keeps its place in the tree and holds nothing, or cut off.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dropmuon_optax import checks
-from dropmuon_optax.layers.leaves import LayersFn, Stacked, join
+from dropmuon_optax.layers.leaves import LayersFn, join
 
-Part = tuple[bool, ...]  # of a leaf: whether each of its layers moves; mostly just one
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What moves of a leaf.
+
+    Attributes:
+      moves: whether each of its layers does; mostly just one.
+      axis: the axis over layers of a leaf that has several.
+    """
+
+    moves: tuple[bool, ...]
+    axis: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether something of the leaf moves."""
+        return any(self.moves)
+
+    @property
+    def all(self) -> bool:
+        """Whether all of the leaf moves."""
+        return all(self.moves)
+
+    def cut(self, x: Any) -> Any:
+        """What moves of the leaf, along its axis."""
+        return x if self.all else x[self._index()]
+
+    def cut_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of that."""
+        if self.all:
+            return shape
+        return (*shape[: self.axis], sum(self.moves), *shape[self.axis + 1 :])
+
+    def insert(self, x: Any, moved: Any) -> Any:
+        """`x` with what moves of it replaced, in the dtype of `x` if it is a part."""
+        return moved if self.all else x.at[self._index()].set(cast(moved, x))
+
+    def mask(self, ndim: int) -> np.ndarray:
+        """Whether each entry moves, for a leaf of `ndim` axes to broadcast with."""
+        shape = [1] * ndim
+        shape[self.axis] = len(self.moves)
+        return np.array(self.moves).reshape(shape)
+
+    def _index(self) -> Any:
+        """What indexes the layers that move: a slice where they lie together."""
+        moving = [(start, stop) for start, stop, moves in runs(self.moves) if moves]
+        of_axis = slice(*moving[0]) if len(moving) == 1 else np.flatnonzero(self.moves)
+        return (*[slice(None)] * self.axis, of_axis)
+
+
+WHOLE = Part((True,))
+Active = tuple[bool, ...]  # whether each of b layers moves
 Owners = dict[Any, Part]  # what moves of a state's leaf, by its path
 
 
@@ -30,10 +81,14 @@ class Placement(NamedTuple):
 
     num_layers: int
     indices: list[range]  # of each leaf, in flattening order
+    axes: list[int]  # of each leaf: over its layers
 
     def parts(self, active: Sequence[bool]) -> list[Part]:
         """What moves of each leaf."""
-        return [tuple(active[i] for i in leaf) for leaf in self.indices]
+        return [
+            Part(tuple(active[i] for i in leaf), axis)
+            for leaf, axis in zip(self.indices, self.axes, strict=True)
+        ]
 
 
 def place(layers: LayersFn, params: Any, num_layers: int | None = None) -> Placement:
@@ -48,18 +103,15 @@ def place(layers: LayersFn, params: Any, num_layers: int | None = None) -> Place
       ValueError: if a leaf's layer has no index, the indices have a gap (unless leaves
         are masked out), or there are more than `num_layers`.
     """
-    indices = []
+    indices, axes = [], []
     for leaf in join(layers, params):
-        if isinstance(leaf.layer, Stacked):
-            start, rows = leaf.layer.start, jnp.shape(leaf.value)[0]
-        else:
-            start, rows = leaf.layer.index, 1
-        if start is None:
+        if leaf.start is None:
             raise ValueError(
                 f"the leaf {leaf.path!r} must have a layer with an index to be dropped "
                 f"or kept (`layers_by_path` needs an `order`), got {leaf.layer}"
             )
-        indices.append(range(start, start + rows))
+        indices.append(range(leaf.start, leaf.start + leaf.num_layers))
+        axes.append(leaf.axis or 0)
     found = {index for leaf in indices for index in leaf}
     count = max(found, default=-1) + 1
     nodes = jax.tree.leaves(params, is_leaf=_is_masked)
@@ -75,10 +127,10 @@ def place(layers: LayersFn, params: Any, num_layers: int | None = None) -> Place
                 f"`num_layers` must be at least the {count} layers of the tree, "
                 f"got {num_layers}"
             )
-    return Placement(num_layers or count, indices)
+    return Placement(num_layers or count, indices, axes)
 
 
-def check_active(active: Any, num_layers: int, empty: bool = False) -> Part:
+def check_active(active: Any, num_layers: int, empty: bool = False) -> Active:
     """`active` as a tuple of b bools.
 
     Args:
@@ -117,7 +169,7 @@ def narrow(tree: Any, parts: list[Part]) -> Any:
     """The tree with what does not move masked out or, in stacked leaves, cut off."""
     flat, structure = jax.tree.flatten(tree)
     cut = [
-        x if all(part) else x[_rows(part)] if any(part) else optax.MaskedNode()
+        part.cut(x) if part.any else optax.MaskedNode()
         for x, part in zip(flat, parts, strict=True)
     ]
     return jax.tree.unflatten(structure, cut)
@@ -128,7 +180,7 @@ def widen(whole: Any, moved: Any, parts: list[Part]) -> Any:
     rest = iter(jax.tree.leaves(moved))
     flat, structure = jax.tree.flatten(whole)
     merged = [
-        x if not any(part) else _insert(x, next(rest), part)
+        part.insert(x, next(rest)) if part.any else x
         for x, part in zip(flat, parts, strict=True)
     ]
     return jax.tree.unflatten(structure, merged)
@@ -157,24 +209,21 @@ def narrow_state(
     whole = dict(jax.tree_util.tree_flatten_with_path(state)[0])
     shapes = jax.eval_shape(init, _narrow_shapes(params, parts))
     flat, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    owners: Owners = {path: (True,) for path, _ in flat}
-    for part in {part for part in parts if any(part) and not all(part)}:
-        alone = [p if p == part else (True,) for p in parts]
+    owners: Owners = {path: WHOLE for path, _ in flat}
+    for part in {part for part in parts if part.any and not part.all}:
+        alone = [p if p == part else WHOLE for p in parts]
         cut = jax.eval_shape(init, _narrow_shapes(params, alone))
         for path, x in jax.tree_util.tree_flatten_with_path(cut)[0]:
             if path in owners and x.shape != whole[path].shape:
-                owners[path] = part
+                owners[path] = _along(part, whole[path].shape, x.shape)
     for path, x in flat:
-        if path not in whole or x.shape != _cut_shape(whole[path].shape, owners[path]):
+        if path not in whole or x.shape != owners[path].cut_shape(whole[path].shape):
             raise ValueError(
                 "`inner` must keep the state of each parameter in leaves of their own, "
                 f"got {jax.tree_util.keystr(path)}, of shape {x.shape} without the "
                 "layers that don't move"
             )
-    moved = [
-        whole[path] if all(part) else whole[path][_rows(part)]
-        for path, part in owners.items()
-    ]
+    moved = [part.cut(whole[path]) for path, part in owners.items()]
     return jax.tree.unflatten(structure, moved), owners
 
 
@@ -183,7 +232,7 @@ def widen_state(state: Any, moved: Any, owners: Owners) -> Any:
     found = dict(jax.tree_util.tree_flatten_with_path(moved)[0])
     flat, structure = jax.tree_util.tree_flatten_with_path(state)
     merged = [
-        cast(_insert(x, found[path], owners[path]), x) if path in owners else x
+        cast(owners[path].insert(x, found[path]), x) if path in owners else x
         for path, x in flat
     ]
     return jax.tree.unflatten(structure, merged)
@@ -194,7 +243,7 @@ def cast(x: Any, like: Any) -> Any:
     return x if x.dtype == like.dtype else x.astype(like.dtype)
 
 
-def runs(active: Sequence[bool]) -> list[tuple[int, int, bool]]:
+def runs(active: Sequence[Any]) -> list[tuple[int, int, Any]]:
     """The maximal runs of equal entries, as (start, stop, entry).
 
     >>> runs((False, False, True))
@@ -205,30 +254,28 @@ def runs(active: Sequence[bool]) -> list[tuple[int, int, bool]]:
     return [(a, b, active[a]) for a, b in itertools.pairwise(bounds)]
 
 
-def _rows(part: Part) -> Any:
-    """What indexes the rows that move: a slice where they lie together."""
-    moving = [(start, stop) for start, stop, moves in runs(part) if moves]
-    return slice(*moving[0]) if len(moving) == 1 else np.flatnonzero(part)
+def _along(part: Part, shape: tuple[int, ...], cut: tuple[int, ...]) -> Part:
+    """The part along the axis in which the cut shape differs, if it is just one.
 
-
-def _insert(x: Any, moved: Any, part: Part) -> Any:
-    return moved if all(part) else x.at[_rows(part)].set(cast(moved, x))
+    A state's leaf may lack axes of its parameter, as factored second moments do.
+    """
+    if len(shape) == len(cut):
+        differ = [i for i, (a, b) in enumerate(zip(shape, cut, strict=True)) if a != b]
+        if len(differ) == 1:
+            return dataclasses.replace(part, axis=differ[0])
+    return part
 
 
 def _narrow_shapes(params: Any, parts: list[Part]) -> Any:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     flat, structure = jax.tree.flatten(shapes)
     cut = [
-        jax.ShapeDtypeStruct(_cut_shape(x.shape, part), x.dtype)
-        if any(part)
+        jax.ShapeDtypeStruct(part.cut_shape(x.shape), x.dtype)
+        if part.any
         else optax.MaskedNode()
         for x, part in zip(flat, parts, strict=True)
     ]
     return jax.tree.unflatten(structure, cut)
-
-
-def _cut_shape(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
-    return shape if all(part) else (sum(part), *shape[1:])
 
 
 def _is_masked(node: Any) -> bool:

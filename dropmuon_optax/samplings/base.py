@@ -30,9 +30,12 @@ class Sampling(Noun, abc.ABC):
 
     Attributes:
       nested: whether one uniform number U decides for all layers.
+      absent: whether layers outside Sᵏ are not even run (see `present_layers`), rather
+        than run and frozen.
     """
 
     nested: ClassVar[bool] = True
+    absent: ClassVar[bool] = False
 
     @abc.abstractmethod
     def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
@@ -147,7 +150,7 @@ def as_probabilities(name: str, values: Any) -> tuple[float, ...]:
     return found
 
 
-def check_length(sampling: Sampling, values: Sequence[float], num_layers: int) -> None:
+def check_length(sampling: Sampling, values: Sequence[Any], num_layers: int) -> None:
     """Refuses probabilities of another number of layers."""
     if len(values) != num_layers:
         raise ValueError(

@@ -62,6 +62,41 @@ def active_layers(
     return tuple(sets[place].tolist())
 
 
+def present_layers(
+    sampling: Sampling, num_layers: int, key: Any, step: int | np.integer
+) -> tuple[bool, ...]:
+    """The layers that are run at step k, of which those of `active_layers` move.
+
+    All of them, for samplings that only freeze; for those that have layers absent
+    (`Grown`, `StochasticDepth`), the same set Sᵏ. Hand it to a model that leaves out
+    the residual branches of the others, by `scan_layers(…, present=…)` or a loop.
+
+    Args:
+      sampling: as for `active_layers`.
+      num_layers: likewise.
+      key: likewise.
+      step: likewise.
+
+    Returns:
+      b bools, counted from the input, to be given to a jitted train step as a static
+      argument.
+
+    Raises:
+      ValueError: as `active_layers` does.
+
+    Examples:
+      >>> from dropmuon_optax.samplings.grown import Grown
+      >>> from dropmuon_optax.samplings.progressive import Progressive
+      >>> key, some = jax.random.key(0), (True, False, True)
+      >>> present_layers(Grown(((0, some), (9, (True,) * 3))), 3, key, 8)
+      (True, False, True)
+      >>> present_layers(Progressive(), 3, key, 8)
+      (True, True, True)
+    """
+    active = active_layers(sampling, num_layers, key, step)
+    return active if sampling.absent else (True,) * num_layers
+
+
 @functools.lru_cache(maxsize=32)
 def _sets_of_block(
     sampling: Sampling, num_layers: int, key_data: tuple[int, int], block: int

@@ -1,5 +1,6 @@
 """A coin for every layer."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar, final
@@ -10,9 +11,30 @@ from jaxtyping import Float
 from dropmuon_optax.samplings.base import Sampling, as_probabilities, check_length
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class Coins(Sampling, abc.ABC):
+    """Layer i is in Sᵏ with probability Pᵢ, independently of the others."""
+
+    nested: ClassVar[bool] = False
+
+    probabilities: Sequence[float | int] | np.ndarray
+
+    def __post_init__(self) -> None:
+        values = as_probabilities("probabilities", self.probabilities)
+        object.__setattr__(self, "probabilities", values)
+
+    def check(self, num_layers: int) -> None:
+        """Raises a ValueError if there are not `num_layers` probabilities."""
+        super().check(num_layers)
+        check_length(self, tuple(self.probabilities), num_layers)
+
+    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        return np.array(self.probabilities, np.float64)[None]
+
+
 @final
 @dataclasses.dataclass(frozen=True, repr=False)
-class Independent(Sampling):
+class Independent(Coins):
     """Layer i moves with probability Pᵢ, independently of the others.
 
     Unless some Pᵢ is 1, the set can be empty (`can_be_empty`): nothing moves then and
@@ -31,19 +53,3 @@ class Independent(Sampling):
       >>> Independent((0.5, 0.9)).can_be_empty(2)
       True
     """
-
-    nested: ClassVar[bool] = False
-
-    probabilities: Sequence[float | int] | np.ndarray
-
-    def __post_init__(self) -> None:
-        values = as_probabilities("probabilities", self.probabilities)
-        object.__setattr__(self, "probabilities", values)
-
-    def check(self, num_layers: int) -> None:
-        """Raises a ValueError if there are not `num_layers` probabilities."""
-        super().check(num_layers)
-        check_length(self, tuple(self.probabilities), num_layers)
-
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
-        return np.array(self.probabilities, np.float64)[None]

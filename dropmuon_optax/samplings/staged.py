@@ -59,6 +59,11 @@ class Staged(Sampling):
                     "`stages` must hold samplings whose sets are nested, "
                     f"got {sampling!r}"
                 )
+            if sampling.absent:
+                raise ValueError(
+                    "`stages` must hold samplings that run all layers; `Grown` has "
+                    f"stages of its own, got {sampling!r}"
+                )
         object.__setattr__(self, "stages", stages)
 
     def check(self, num_layers: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 
-from dropmuon_optax.layers.leaves import LayersFn, Leaf, Stacked, join
+from dropmuon_optax.layers.leaves import LayersFn, Leaf, join
 from dropmuon_optax.norms import Norm
 from dropmuon_optax.nouns import Noun
 from dropmuon_optax.theory.fit import ASYMMETRY, fit_line
@@ -136,10 +136,9 @@ def _matrices(leaf: Leaf) -> list[int | None]:
     """None if it is one matrix, 0, 1, … if several; nothing if it has no norm."""
     if leaf.layer.norm is None:
         return []
-    shape, stacked = np.shape(leaf.value), isinstance(leaf.layer, Stacked)
-    count = leaf.view.matrix_shape(shape[1:] if stacked else shape)[0]
-    count *= shape[0] if stacked else 1
-    return [None] if count == 1 and not stacked else list(range(count))
+    pieces = leaf.view.matrix_shapes(np.shape(leaf.value))
+    count = sum(k for k, _, _ in pieces)
+    return [None] if count == 1 and leaf.axis is None else list(range(count))
 
 
 def _fit(

@@ -29,7 +29,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dropmuon_optax import checks, linalg
-from dropmuon_optax.layers.leaves import LayersFn, join, to_matrices
+from dropmuon_optax.layers.leaves import LayersFn, join
 from dropmuon_optax.meshes import gathered
 from dropmuon_optax.theory.fit import ASYMMETRY, Line, no_line, refine
 
@@ -140,7 +140,8 @@ def _norms(layers: LayersFn, tree: Any, *, dual: bool) -> Float[Array, " N"]:
         norm = leaf.layer.norm
         if norm is not None:
             of = norm.dual_norm if dual else norm.norm
-            found.append(jax.vmap(of)(gathered(to_matrices(leaf))).astype(dtype))
+            for matrices in leaf.view.to_pieces(leaf.value):
+                found.append(jax.vmap(of)(gathered(matrices)).astype(dtype))
     return jnp.concatenate(found) if found else jnp.zeros(0, dtype)
 
 

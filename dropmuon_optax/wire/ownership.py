@@ -22,7 +22,6 @@ from dropmuon_optax.layers.leaves import (
     AdaptiveRadius,
     LayersFn,
     Leaf,
-    Stacked,
     join,
     movable_norm,
 )
@@ -35,25 +34,19 @@ MIN_BLOCK = 4096  # entries; a smaller block isn't worth its place in a stack
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One leaf, and how it falls into members of a stack.
+    """A piece of a leaf, and how it falls into members of a stack.
 
     Attributes:
-      path: the leaf's path.
-      shape: the leaf's shape.
-      view: of the leaf, or of each row if it is stacked over layers.
-      rows: over how many layers the leaf is stacked; 0 if it isn't.
-      axis: the axis of the matrix that is cut into blocks; None if it isn't.
+      shape: of each of its matrices, (m, n).
+      axis: the axis of the matrices that is cut into blocks; None if none is.
       blocks: the number of blocks.
       flips: whether the members are transposed, to lie in a stack with others.
       stack: the number of the stack.
       first: the place of its first member in the stack.
-      count: the number of its members.
+      count: the number of its members; those of one layer lie together.
     """
 
-    path: str
-    shape: tuple[int, ...]
-    view: View
-    rows: int
+    shape: tuple[int, int]
     axis: int | None
     blocks: int
     flips: bool
@@ -61,30 +54,67 @@ class Piece:
     first: int = 0
     count: int = 0
 
-    def to_stack(self, x: Array) -> Float[Array, "k m n"]:
-        """The leaf, or some rows of a stacked one, as matrices in float32."""
-        x = x.astype(jnp.float32)
-        if self.rows:
-            matrices = jax.vmap(self.view.to_matrices)(x)
-            matrices = matrices.reshape(-1, *matrices.shape[2:])
-        else:
-            matrices = self.view.to_matrices(x)
+    @property
+    def member_shape(self) -> tuple[int, int]:
+        """Of each member, (p, q)."""
+        sides = list(self.shape)
+        if self.axis is not None:
+            sides[self.axis] = -(-sides[self.axis] // self.blocks)
+        p, q = reversed(sides) if self.flips else sides
+        return p, q
+
+    def to_stack(self, matrices: Float[Array, "k m n"]) -> Float[Array, "c p q"]:
+        """The matrices, of all layers or some, as members."""
         if self.axis is not None:
             matrices = _cut(matrices, 1 + self.axis, self.blocks)
         return matrices.mT if self.flips else matrices
 
-    def from_stack(self, stack: Float[Array, "k m n"]) -> Array:
-        """The inverse of `to_stack`, in float32."""
+    def from_stack(self, stack: Float[Array, "c p q"]) -> Float[Array, "k m n"]:
+        """The inverse of `to_stack`."""
         matrices = stack.mT if self.flips else stack
-        shape = self.shape[1:] if self.rows else self.shape
-        _, m, n = self.view.matrix_shape(shape)
-        if self.axis is not None:
-            matrices = _join(matrices, 1 + self.axis, self.blocks)[:, :m, :n]
-        if not self.rows:
-            return self.view.from_matrices(matrices, shape)
-        batch = self.view.matrix_shape(shape)[0]
-        parts = matrices.reshape(-1, batch, *matrices.shape[1:])
-        return jax.vmap(lambda part: self.view.from_matrices(part, shape))(parts)
+        if self.axis is None:
+            return matrices
+        m, n = self.shape
+        return _join(matrices, 1 + self.axis, self.blocks)[:, :m, :n]
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnedLeaf:
+    """One leaf and its pieces: one, unless its view splits it.
+
+    Attributes:
+      path: the leaf's path.
+      shape: the leaf's shape.
+      view: of the leaf.
+      layers: the axis over layers; None if the leaf is one layer's.
+      pieces: in the order of the view's.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    view: View
+    layers: int | None
+    pieces: tuple[Piece, ...]
+
+    def to_stacks(self, x: Array) -> list[Array]:
+        """The leaf, or some layers of a stacked one: each piece's members, float32."""
+        pieces = self.view.to_pieces(x.astype(jnp.float32))
+        return [
+            piece.to_stack(matrices)
+            for piece, matrices in zip(self.pieces, pieces, strict=True)
+        ]
+
+    def from_stacks(self, stacks: Sequence[Array]) -> Array:
+        """The inverse of `to_stacks`, in float32."""
+        shape = list(self.shape)
+        if self.layers is not None:
+            share = len(stacks[0]) * shape[self.layers]
+            shape[self.layers] = share // self.pieces[0].count
+        pieces = [
+            piece.from_stack(stack)
+            for piece, stack in zip(self.pieces, stacks, strict=True)
+        ]
+        return self.view.from_pieces(pieces, tuple(shape))
 
 
 def _cut(x: Array, axis: int, blocks: int) -> Array:
@@ -123,10 +153,10 @@ class Stack:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Ownership:
-    """Every leaf's pieces, the stacks, and the number of owners n."""
+    """Every leaf with its pieces, the stacks, and the number of owners n."""
 
     num_owners: int
-    pieces: tuple[Piece, ...]
+    leaves: tuple[OwnedLeaf, ...]
     stacks: tuple[Stack, ...]
 
     def table(self, members: Sequence[int]) -> np.ndarray:
@@ -160,59 +190,61 @@ def own(
       ValueError: if a leaf has no norm, is no real floating-point array, or a
         compressor doesn't fit it; naming its path.
     """
-    keys: dict[Any, int] = {}
+    numbers: dict[Any, int] = {}
     radii: list[list[tuple[float, ...]]] = []
     leaves = join(layers, params)
-    order = sorted(range(len(leaves)), key=lambda i: (_index(leaves[i]), i))
-    found: dict[int, Piece] = {}
+    order = sorted(range(len(leaves)), key=lambda i: (leaves[i].start or 0, i))
+    found: dict[int, OwnedLeaf] = {}
     for i in order:
-        piece, shape, batch = _piece(leaves[i], num_blocks)
-        norm, columns = _geometry(leaves[i], batch)
-        dtype = jnp.result_type(leaves[i].value).name
-        worker = choose(worker_compressor, piece.path, shape)
-        server = BFloat16() if dtype == "bfloat16" else Identity()
-        if server_compressor is not None:
-            server = choose(server_compressor, piece.path, shape)
-        key = Stack(shape, norm, worker, server), len(columns)
-        number = keys.setdefault(key, len(keys))
-        if number == len(radii):
-            radii.append([])
-        found[i] = dataclasses.replace(piece, stack=number, first=len(radii[number]))
-        radii[number].extend([columns] * piece.count)
-    pieces = [found[i] for i in range(len(leaves))]
+        leaf, pieces = leaves[i], []
+        for piece in _pieces(leaf, num_blocks):
+            norm, columns = _geometry(leaf, piece.shape)
+            shape = piece.member_shape
+            worker = choose(worker_compressor, leaf.path, shape)
+            server = _server_compressor(server_compressor, leaf, shape)
+            key = Stack(shape, norm, worker, server), len(columns)
+            number = numbers.setdefault(key, len(numbers))
+            if number == len(radii):
+                radii.append([])
+            first = len(radii[number])
+            pieces.append(dataclasses.replace(piece, stack=number, first=first))
+            radii[number].extend([columns] * piece.count)
+        whole = jnp.shape(leaf.value)
+        found[i] = OwnedLeaf(leaf.path, whole, leaf.view, leaf.axis, tuple(pieces))
     stacks = [
         dataclasses.replace(stack, radii=tuple(column))
-        for (stack, _), column in zip(keys, radii, strict=True)
+        for (stack, _), column in zip(numbers, radii, strict=True)
     ]
-    return Ownership(num_owners, tuple(pieces), tuple(stacks))
+    in_place = tuple(found[i] for i in range(len(leaves)))
+    return Ownership(num_owners, in_place, tuple(stacks))
 
 
-def _index(leaf: Leaf) -> int:
-    layer = leaf.layer
-    start = layer.start if isinstance(layer, Stacked) else layer.index
-    return start or 0
+def _server_compressor(
+    rules: Compressor | Rules | None, leaf: Leaf, shape: tuple[int, int]
+) -> Compressor:
+    if rules is not None:
+        return choose(rules, leaf.path, shape)
+    narrow = jnp.result_type(leaf.value).name == "bfloat16"
+    return BFloat16() if narrow else Identity()
 
 
-def _piece(leaf: Leaf, num_blocks: int) -> tuple[Piece, tuple[int, int], Any]:
-    """The leaf's piece, the shape of its members, and that of its whole matrices."""
+def _pieces(leaf: Leaf, num_blocks: int) -> list[Piece]:
+    """The leaf's pieces, not yet in a stack."""
     norm = movable_norm(leaf)
     shape = jnp.shape(leaf.value)
-    rows = shape[0] if isinstance(leaf.layer, Stacked) else 0
-    batch, m, n = leaf.view.matrix_shape(shape[1:] if rows else shape)
-    if batch * m * n * max(rows, 1) >= 2**31:
+    if math.prod(shape) >= 2**31:
         raise ValueError(
             f"the leaf {leaf.path!r} must have fewer than 2³¹ entries, got {shape}"
         )
-    axis = _block_axis(leaf, (m, n), num_blocks)
-    whole = (m, n)
-    blocks = 1 if axis is None else num_blocks
-    if axis is not None:
-        m, n = (-(-m // blocks), n) if axis == 0 else (m, -(-n // blocks))
-    norm, _ = unscaled(norm, whole)
-    flips = m > n and norm.symmetric
-    piece = Piece(leaf.path, shape, leaf.view, rows, axis, blocks, flips)
-    count = batch * max(rows, 1) * blocks
-    return dataclasses.replace(piece, count=count), (n, m) if flips else (m, n), whole
+    pieces = []
+    for count, m, n in leaf.view.matrix_shapes(shape):
+        axis = _block_axis(leaf, (m, n), num_blocks)
+        blocks = 1 if axis is None else num_blocks
+        core, _ = unscaled(norm, (m, n))
+        piece = Piece((m, n), axis, blocks, flips=False, count=count * blocks)
+        p, q = piece.member_shape
+        pieces.append(dataclasses.replace(piece, flips=p > q and core.symmetric))
+    return pieces
 
 
 def _block_axis(leaf: Leaf, shape: tuple[int, int], num_blocks: int) -> int | None:

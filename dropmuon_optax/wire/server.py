@@ -217,7 +217,7 @@ def iterate(server: Server) -> dict[str, Any]:
                 f"`state` must hold all {n} workers' parts, outside of `worker_map`, "
                 f"got those of {x.shape[0]}"
             )
-    pieces = server.ownership.pieces
-    like = [jnp.zeros((), jnp.float32) for _ in pieces]
-    leaves = scatter(whole, server.X, like)
-    return {piece.path: leaf for piece, leaf in zip(pieces, leaves, strict=True)}
+    leaves = server.ownership.leaves
+    like = [jnp.zeros((), jnp.float32) for _ in leaves]
+    found = scatter(whole, server.X, like)
+    return {leaf.path: x for leaf, x in zip(leaves, found, strict=True)}

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array
 
 from dropmuon_optax.compressors import Compressor
-from dropmuon_optax.layers.parts import Part
+from dropmuon_optax.layers.parts import WHOLE, Part
 from dropmuon_optax.lmo import lmo_rows
-from dropmuon_optax.wire.ownership import Ownership, Piece
+from dropmuon_optax.wire.ownership import OwnedLeaf, Ownership, Piece
 
 Stacks = dict[int, Array]
 
@@ -36,10 +36,10 @@ class Selection(NamedTuple):
     tables: dict[int, np.ndarray]
 
     @property
-    def pieces(self) -> list[tuple[Piece, Part]]:
+    def leaves(self) -> list[tuple[OwnedLeaf, Part]]:
         """The leaves of which something moves."""
-        pairs = zip(self.ownership.pieces, self.parts, strict=True)
-        return [(piece, part) for piece, part in pairs if any(part)]
+        pairs = zip(self.ownership.leaves, self.parts, strict=True)
+        return [(leaf, part) for leaf, part in pairs if part.any]
 
     @property
     def shapes(self) -> dict[int, tuple[int, int]]:
@@ -90,11 +90,12 @@ class Selection(NamedTuple):
 def select(ownership: Ownership, parts: Sequence[Part] | None = None) -> Selection:
     """What moves; `parts` says what of each leaf, None is everything."""
     if parts is None:
-        parts = [(True,)] * len(ownership.pieces)
+        parts = [WHOLE] * len(ownership.leaves)
     members: dict[int, list[int]] = {}
-    for piece, part in zip(ownership.pieces, parts, strict=True):
-        if any(part):
-            members.setdefault(piece.stack, []).extend(_members(piece, part))
+    for leaf, part in zip(ownership.leaves, parts, strict=True):
+        if part.any:
+            for piece in leaf.pieces:
+                members.setdefault(piece.stack, []).extend(_members(piece, part))
     tables = {s: ownership.table(sorted(members[s])) for s in sorted(members)}
     return Selection(ownership, list(parts), tables)
 
@@ -103,11 +104,10 @@ def collect(selection: Selection, tree: Any) -> Stacks:
     """The stacks of a tree that holds what moves (see `parts.narrow`), in float32."""
     rows: dict[int, list[Array]] = {}
     order: dict[int, list[int]] = {}
-    for (piece, part), leaf in zip(
-        selection.pieces, jax.tree.leaves(tree), strict=True
-    ):
-        rows.setdefault(piece.stack, []).append(piece.to_stack(leaf))
-        order.setdefault(piece.stack, []).extend(_members(piece, part))
+    for (leaf, part), x in zip(selection.leaves, jax.tree.leaves(tree), strict=True):
+        for piece, stack in zip(leaf.pieces, leaf.to_stacks(x), strict=True):
+            rows.setdefault(piece.stack, []).append(stack)
+            order.setdefault(piece.stack, []).extend(_members(piece, part))
     stacks = {}
     for s, table in selection.tables.items():
         whole = jnp.concatenate(rows[s])
@@ -128,18 +128,22 @@ def scatter(selection: Selection, stacks: Stacks, like: Any) -> Any:
         for s, table in selection.tables.items()
     }
     leaves = []
-    for (piece, part), leaf in zip(selection.pieces, flat, strict=True):
-        stack = stacks[piece.stack]
-        whole = stack.reshape(-1, *stack.shape[-2:])
-        index = [where[piece.stack][member] for member in _members(piece, part)]
-        straight = index == list(range(index[0], index[0] + len(index)))
-        found = (
-            whole[index[0] : index[0] + len(index)]
-            if straight
-            else whole[np.array(index, np.int32)]
-        )
-        leaves.append(piece.from_stack(found).astype(leaf.dtype))
+    for (leaf, part), x in zip(selection.leaves, flat, strict=True):
+        found = [
+            _rows(stacks[piece.stack], [where[piece.stack][j] for j in members])
+            for piece in leaf.pieces
+            for members in [_members(piece, part)]
+        ]
+        leaves.append(leaf.from_stacks(found).astype(x.dtype))
     return jax.tree.unflatten(structure, leaves)
+
+
+def _rows(stack: Array, index: list[int]) -> Array:
+    """Some matrices of a stack (n, t, p, q), by their number in it."""
+    whole, first = stack.reshape(-1, *stack.shape[-2:]), index[0]
+    if index == list(range(first, first + len(index))):
+        return whole[first : first + len(index)]
+    return whole[np.array(index, np.int32)]
 
 
 def oracle(selection: Selection, owner: Any, stacks: Stacks) -> Stacks:
@@ -176,11 +180,11 @@ def put(selection: Selection, whole: Stacks, moved: Stacks, owner: Any) -> Stack
 
 
 def _members(piece: Piece, part: Part) -> list[int]:
-    """The places in the stack of what moves of a leaf."""
-    each = piece.count // len(part)
+    """The places in the stack of what moves of a leaf's piece."""
+    each = piece.count // len(part.moves)
     return [
         piece.first + row * each + i
-        for row, moves in enumerate(part)
+        for row, moves in enumerate(part.moves)
         if moves
         for i in range(each)
     ]

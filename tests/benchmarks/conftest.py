@@ -1,4 +1,4 @@
-"""Texts in place of Shakespeare's."""
+"""Texts in place of Shakespeare's, and what command lines refuse."""
 
 import pytest
 
@@ -20,3 +20,16 @@ def use_as_shakespeare(tmp_path, monkeypatch):
 def text(use_as_shakespeare):
     """A text in which every character is the next one's reason."""
     use_as_shakespeare("abcdefghij" * 500)
+
+
+@pytest.fixture
+def refusal(capsys):
+    """A function: the message with which a parser refuses arguments."""
+
+    def refusal_of(parse, arguments):
+        with pytest.raises(SystemExit) as stopped:
+            parse(arguments)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return refusal_of

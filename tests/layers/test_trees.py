@@ -39,7 +39,7 @@ GEOMETRIES = {
 
 
 def check(params, table, geometry):
-    expected = trees.read_table(table)
+    expected = trees.parameters(table)
     leaves = {
         leaf.path: leaf for leaf in join(dm.layers_by_path(None, geometry), params)
     }
@@ -58,7 +58,14 @@ def check(params, table, geometry):
 def test_every_leaf_is_what_an_expert_says(name, geometry):
     attributes = name.endswith("_EQUINOX")
     build = trees.as_attributes if attributes else trees.as_dict
-    check(build(TABLES[name]), TABLES[name], geometry)
+    check(build(trees.parameters(TABLES[name])), TABLES[name], geometry)
+
+
+@pytest.mark.parametrize("name", [x for x in TABLES if "statistic" in TABLES[x]])
+def test_batch_statistics_are_refused(name):
+    everything = trees.as_dict(trees.read_table(TABLES[name]))
+    with pytest.raises(ValueError, match="must be a parameter, got"):
+        dm.layers_by_path(None)(everything)
 
 
 class Linen(nn.Module):

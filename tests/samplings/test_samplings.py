@@ -17,15 +17,18 @@ from dropmuon_optax import samplings
 from dropmuon_optax.samplings import (
     EpochShift,
     Full,
+    Grown,
     Independent,
     LinearShift,
     Nice,
     Progressive,
     RoundRobin,
     Staged,
+    StochasticDepth,
     active_layers,
     draws,
     host,
+    present_layers,
 )
 
 B = 5
@@ -45,11 +48,21 @@ SAMPLINGS = [
     RoundRobin(),
     Staged(((0, Full()), (3, RoundRobin()), (9, Progressive()))),
     Staged(((0, EpochShift(20)), (15, EpochShift(30, alpha=2)))),
+    Grown(((0, (True, False, True, False, True)), (7, (True,) * B))),
+    Grown(
+        (
+            (0, (False, False, False, False, True)),
+            (3, (True,) * B),
+            (9, (True, False) * 2 + (True,)),
+        )
+    ),
+    StochasticDepth((1.0, 0.9, 0.5, 0.0, 1.0)),
+    StochasticDepth((0.5,) * B),
 ]
 SUFFIXES = [
     s for s in SAMPLINGS if isinstance(s, Progressive | EpochShift | LinearShift)
 ]
-MAY_BE_EMPTY = [Independent((0.5,) * B)]
+MAY_BE_EMPTY = [Independent((0.5,) * B), StochasticDepth((0.5,) * B)]
 
 NUM_DRAWS = 4000
 NUM_SIGMAS = 5  # of a binomial: exceeded once in a million draws
@@ -310,6 +323,14 @@ def test_other_steps_are_refused(step):
         (lambda: Staged(((0, Nice(1)),)), "nested, got Nice"),
         (lambda: EpochShift(10, math.inf), "`alpha` must be in"),
         (lambda: LinearShift(-1), "`num_steps` must be a whole number"),
+        (lambda: Grown(()), "the first step of the first one 0"),
+        (lambda: Grown(((2, (True,)),)), "the first step of the first one 0"),
+        (lambda: Grown(((0, (True,)), (0, (True,)))), "whole number of at least 1"),
+        (lambda: Grown(((0, (True,)), (4, (True,)), (2, (True,)))), "in order"),
+        (lambda: Grown(((0, (0, 1)),)), "b bools of which one is True"),
+        (lambda: Grown(((0, (False, False)),)), "b bools of which one is True"),
+        (lambda: Staged(((0, Grown(((0, (True,)),))),)), "that run all layers"),
+        (lambda: StochasticDepth((1.1,)), "`probabilities` must be numbers"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
@@ -318,7 +339,15 @@ def test_bad_arguments_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
-    "sampling", [Progressive((0.5, 0.5)), Independent((0.5, 0.5)), Nice(4)], ids=repr
+    "sampling",
+    [
+        Progressive((0.5, 0.5)),
+        Independent((0.5, 0.5)),
+        Nice(4),
+        Grown(((0, (True, True)),)),
+        StochasticDepth((0.5, 0.5)),
+    ],
+    ids=repr,
 )
 def test_samplings_of_another_number_of_layers_are_refused(sampling):
     key = jax.random.key(0)
@@ -339,3 +368,21 @@ def test_probabilities_off_by_rounding_are_divided_by_their_sum():
     p = Progressive((0.1, 0.2, 0.7 + 1e-7)).marginals(3, 0)
     np.testing.assert_allclose(p, [0.1, 0.3, 1.0], atol=1e-7)
     assert p[-1] == 1
+
+
+def test_a_grown_network_has_the_layers_of_its_stage():
+    few, most, all_ = (True, False, True), (True, True, False), (True,) * 3
+    sampling = Grown(((0, few), (4, most), (9, all_)))
+    for step in range(12):
+        expected = few if step < 4 else most if step < 9 else all_
+        assert active_layers(sampling, 3, jax.random.key(0), step) == expected
+        assert present_layers(sampling, 3, jax.random.key(0), step) == expected
+
+
+@every_sampling
+def test_what_moves_is_present(sampling):
+    key = jax.random.key(3)
+    for step in range(12):
+        active = active_layers(sampling, B, key, step)
+        present = present_layers(sampling, B, key, step)
+        assert present == (active if sampling.absent else (True,) * B)

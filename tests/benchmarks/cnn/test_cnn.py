@@ -106,11 +106,8 @@ def test_ctrl_c_keeps_finished_runs(tmp_path):
         (["--model", "large"], ["small", "paper"]),
     ],
 )
-def test_unknown_names_list_the_known_ones(arguments, known, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cnn.parse(arguments)
-    assert stopped.value.code == 2
-    message = capsys.readouterr().err.splitlines()[-1]
+def test_unknown_names_list_the_known_ones(arguments, known, refusal):
+    message = refusal(cnn.parse, arguments)
     assert all(name in message for name in known)
 
 
@@ -124,10 +121,8 @@ def test_unknown_names_list_the_known_ones(arguments, known, capsys):
         ["--target-accuracy", "97"],
     ],
 )
-def test_values_out_of_range_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit):
-        cnn.parse(arguments)
-    assert f"{arguments[0]}: must" in capsys.readouterr().err
+def test_values_out_of_range_are_refused(arguments, refusal):
+    assert f"{arguments[0]}: must" in refusal(cnn.parse, arguments)
 
 
 def test_learning_rates_add_up():

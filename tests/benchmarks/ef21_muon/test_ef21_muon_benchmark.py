@@ -7,9 +7,7 @@ import pytest
 
 from benchmarks.ef21_muon import __main__ as ef21_muon
 from benchmarks.ef21_muon import bytes as ef21_bytes
-from benchmarks.ef21_muon import compressors as ef21_compressors
-from benchmarks.ef21_muon import cost as ef21_cost
-from benchmarks.ef21_muon import losses as ef21_losses
+from benchmarks.ef21_muon import compressors, cost, losses
 from benchmarks.ef21_muon.losses_report import groups_of, penalty, reference, savings
 
 
@@ -72,19 +70,19 @@ def test_a_small_sweep(tmp_path, capsys):
 
 
 def test_workers_see_their_own_pieces():
-    plan = ef21_losses.Plan(num_workers=2, batch_size=3, length=4)
+    plan = losses.Plan(num_workers=2, batch_size=3, length=4)
 
     class Corpus:
         train = (np.repeat(np.arange(2, dtype=np.uint16), 50),)  # one piece each
 
-    windows = ef21_losses.batch(plan, Corpus, seed=0, step=1)
+    windows = losses.batch(plan, Corpus, seed=0, step=1)
     assert windows.shape == (6, 5)
     assert np.all(windows[:3] == 0)
     assert np.all(windows[3:] == 1)
 
 
 def test_the_cost_of_compression(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ef21_cost, "SHAPES", ((32, 64),))
+    monkeypatch.setattr(cost, "SHAPES", ((32, 64),))
     arguments = ["cost", "--pairs", "natural/same", "--preset", "nano"]
     arguments += ["--rounds", "1", "--length", "8", "--output", str(tmp_path)]
     assert ef21_muon.main(arguments) == 0
@@ -96,15 +94,14 @@ def test_the_cost_of_compression(tmp_path, monkeypatch, capsys):
     assert "| natural/same " in capsys.readouterr().out
 
 
-def test_unknown_pairs_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        ef21_muon.parse(["losses", "--pairs", "natural/nothing"])
-    assert "worker/server" in capsys.readouterr().err
-    assert ef21_compressors.pair("natural/dense").of_server is None
+def test_unknown_pairs_are_refused(refusal):
+    arguments = ["losses", "--pairs", "natural/nothing"]
+    assert "worker/server" in refusal(ef21_muon.parse, arguments)
+    assert compressors.pair("natural/dense").of_server is None
 
 
 def test_a_run_is_compared_with_dense_ones_of_its_size_alone():
-    plan = ef21_losses.Plan()._asdict()
+    plan = losses.Plan()._asdict()
 
     def run(pair, **changes):
         common = {"learning_rate": 1.0, "seed": 0, "final_validation_loss": 2.0}

@@ -7,9 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.ef21_muon import loop as ef21_loop
-from benchmarks.ef21_muon import steps as ef21_steps
-from benchmarks.ef21_muon import workers as ef21_workers
+from benchmarks.ef21_muon import loop, steps, workers
 from benchmarks.ef21_muon.steps import Plan
 
 PLAN = Plan(
@@ -28,7 +26,7 @@ PLAN = Plan(
 
 
 def lines(folder):
-    path = folder / f"{ef21_workers.NAME}.jsonl"
+    path = folder / f"{workers.NAME}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -38,7 +36,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capfd):
     common = ["--processes", "2", "--methods", "natural", "--preset", "nano"]
     common += ["--steps", "4", "--every", "2", "--batch-size", "2", "--length", "8"]
     common += ["--output", str(tmp_path), "--checkpoints", str(tmp_path / "kept")]
-    assert ef21_workers.main(common) == 0
+    assert workers.main(common) == 0
     (whole,) = lines(tmp_path)
     check_record(whole)
     out = capfd.readouterr()
@@ -47,7 +45,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capfd):
     assert (tmp_path / "ef21_workers.png").read_bytes().startswith(b"\x89PNG")
 
     shutil.rmtree(tmp_path / "kept" / "natural" / "4")  # as if it had died before
-    assert ef21_workers.main([*common, "--resume"]) == 0
+    assert workers.main([*common, "--resume"]) == 0
     resumed = lines(tmp_path)[1]
     assert resumed["resumed_from_step"] == 2
     # Bit for bit: the state is restored whole, and batches are a function of the step.
@@ -55,7 +53,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capfd):
         ends = [run["history"][-1][name] for run in (whole, resumed)]
         assert ends[0] == ends[1], name
 
-    assert ef21_workers.main([*common, "--resume", "--seed", "1"]) == 1
+    assert workers.main([*common, "--resume", "--seed", "1"]) == 1
     assert "must be a folder of a run with {'seed': 1}" in capfd.readouterr().err
 
 
@@ -75,12 +73,12 @@ def check_record(entry):
 
 @pytest.mark.usefixtures("text")
 def test_no_worker_sees_the_text_of_another():
-    corpus = ef21_loop.text.load("shakespeare")
+    corpus = loop.text.load("shakespeare")
     train = (np.arange(len(corpus.train[0])),)  # a token is its place
-    mesh = jax.make_mesh((4,), (ef21_steps.AXIS,), devices=jax.devices()[:4])
+    mesh = jax.make_mesh((4,), (steps.AXIS,), devices=jax.devices()[:4])
     quarter = len(train[0]) // 4
     for step in range(3):
-        windows = ef21_loop.batch(PLAN, corpus._replace(train=train), mesh, step)
+        windows = loop.batch(PLAN, corpus._replace(train=train), mesh, step)
         assert windows.shape == (4 * 3, 8 + 1)
         for worker in range(4):
             own = np.asarray(windows)[3 * worker : 3 * worker + 3]
@@ -90,7 +88,7 @@ def test_no_worker_sees_the_text_of_another():
 
 
 def test_the_rate_falls_at_the_end():
-    rate = ef21_steps.rates(PLAN)
+    rate = steps.rates(PLAN)
     found = [float(rate(count)) for count in (0, 7, 9, 10)]
     np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-3 / 3, 0.0], rtol=1e-6)
 
@@ -107,7 +105,7 @@ def test_the_table_shows_what_was_not_measured_as_a_dash():
         "final_validation_loss": None,
         "final_validation_loss_of_w": 1.5,
     }
-    *_, row = ef21_workers.table([entry]).splitlines()
+    *_, row = workers.table([entry]).splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
         "dense", "1.0 kB", "1 / 7.00", "—", "4.0 kB", "—", "—", "—", "not finite",
@@ -115,6 +113,5 @@ def test_the_table_shows_what_was_not_measured_as_a_dash():
     ]  # fmt: skip
 
 
-def test_resuming_needs_a_folder():
-    with pytest.raises(SystemExit):
-        ef21_workers.parse(["--resume"])
+def test_resuming_needs_a_folder(refusal):
+    assert "--checkpoints" in refusal(workers.parse, ["--resume"])

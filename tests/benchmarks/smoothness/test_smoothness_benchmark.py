@@ -10,7 +10,7 @@ import pytest
 import dropmuon_optax as dm
 from benchmarks.common import data, text
 from benchmarks.smoothness import __main__ as smoothness
-from benchmarks.smoothness import runs as smoothness_runs
+from benchmarks.smoothness import runs
 
 
 def on_a_line(seed):
@@ -18,7 +18,7 @@ def on_a_line(seed):
     rng = np.random.default_rng(seed)
     draws = [rng.normal(size=(8, 4)).astype(np.float32) for _ in range(20)]
     loss = lambda params, x: jnp.mean((x @ params["kernel"] - x[:, :2]) ** 2)  # noqa: E731
-    return smoothness_runs.Task(
+    return runs.Task(
         name="line",
         dataset="noise",
         loss=loss,
@@ -65,13 +65,13 @@ def share_of(name):
 
 
 @pytest.mark.usefixtures("standard_promotion")  # Optax's cross-entropy
-@pytest.mark.parametrize("name", smoothness_runs.TASKS)
+@pytest.mark.parametrize("name", runs.TASKS)
 def test_the_tasks_fit_together(name, monkeypatch):
     corpus = text.split_text("shakespeare", "to be, or not to be: " * 300, "char")
     images = data.load("digits")
     monkeypatch.setattr(text, "load", lambda name: corpus)
     monkeypatch.setattr(data, "load", lambda name: images)
-    task = smoothness_runs.TASKS[name](seed=0)
+    task = runs.TASKS[name](seed=0)
     first, second = task.batches(2)
     shape = {"cnn": (16, 8, 8, 1), "nanogpt": (8, 65)}[name]
     assert first[0].shape == second[0].shape == shape
@@ -82,6 +82,6 @@ def test_the_tasks_fit_together(name, monkeypatch):
 
 
 def test_the_best_of_a_sweep():
-    assert smoothness_runs.best([3.0, None, 2.0, 4.0]) == 2
+    assert runs.best([3.0, None, 2.0, 4.0]) == 2
     with pytest.raises(ValueError, match="must have a finite one"):
-        smoothness_runs.best([None])
+        runs.best([None])

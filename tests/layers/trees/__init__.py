@@ -45,10 +45,15 @@ def expand(path: str) -> list[str]:
     return ["".join(choice) for choice in itertools.product(*choices)]
 
 
-def as_dict(table: str) -> Any:
+def parameters(table: str) -> dict[str, Expected]:
+    leaves = read_table(table).items()
+    return {path: leaf for path, leaf in leaves if leaf.role != "statistic"}
+
+
+def as_dict(leaves: dict[str, Expected]) -> Any:
     """The tree as linen and nnx have it: dictionaries."""
     tree: dict[str, Any] = {}
-    for path, leaf in read_table(table).items():
+    for path, leaf in leaves.items():
         *modules, last = path.split("/")
         node = tree
         for key in modules:
@@ -74,7 +79,7 @@ class Module:
         return cls(dict(zip(keys, values, strict=True)))
 
 
-def as_attributes(table: str) -> Any:
+def as_attributes(leaves: dict[str, Expected]) -> Any:
     def convert(node: Any) -> Any:
         if not isinstance(node, dict):
             return node
@@ -82,4 +87,4 @@ def as_attributes(table: str) -> Any:
             return [convert(node[key]) for key in sorted(node, key=int)]
         return Module({key: convert(value) for key, value in node.items()})
 
-    return convert(as_dict(table))
+    return convert(as_dict(leaves))

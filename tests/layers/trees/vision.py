@@ -79,15 +79,17 @@ params/BottleneckResNetBlock_0/conv_proj/kernel  1,1,64,256  conv(1,1)  1x64x256
 params/BottleneckResNetBlock_0/norm_proj/{scale,bias}  256   vector     1x1x256
 params/Dense_0/kernel                           2048,1000    hidden?    1x2048x1000
 params/Dense_0/bias                             1000         vector     1x1x1000
-batch_stats/bn_init/{mean,var}                  64           vector     1x1x64
-batch_stats/BottleneckResNetBlock_0/BatchNorm_0/{mean,var}  64  vector  1x1x64
+batch_stats/bn_init/{mean,var}                  64           statistic  1x1x64
+batch_stats/BottleneckResNetBlock_0/BatchNorm_0/{mean,var}  64  statistic  1x1x64
 """
 
 RESNET_NNX = """
 stem/conv/kernel                    7,7,3,64    conv(7,7)  1x147x64
-stem/bn/{scale,bias,mean,var}       64          vector     1x1x64
+stem/bn/{scale,bias}                64          vector     1x1x64
+stem/bn/{mean,var}                  64          statistic  1x1x64
 layer1/layers/0/conv1/kernel        3,3,64,64   conv(3,3)  1x576x64
-layer1/layers/0/bn1/{scale,bias,mean,var}  64   vector     1x1x64
+layer1/layers/0/bn1/{scale,bias}    64          vector     1x1x64
+layer1/layers/0/bn1/{mean,var}      64          statistic  1x1x64
 layer2/layers/0/downsample/layers/0/kernel  1,1,64,128  conv(1,1)  1x64x128
 fc/kernel                           512,1000    hidden     1x512x1000
 """
