@@ -8,7 +8,7 @@ input, set by name and never by the order in which JAX flattens a tree.
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,10 +135,10 @@ def _rules(geometry: Any) -> tuple[list[Any], GeometryFn | None]:
     if geometry is None:
         return [], scion_geometry
     if callable(geometry):
-        return [], cast(GeometryFn, geometry)
+        return [], _given_reading(geometry)
     geometry, rest = list(geometry), None
     if geometry and callable(geometry[-1]):
-        rest = geometry.pop()
+        rest = _given_reading(geometry.pop())
     rules = []
     for rule in geometry:
         if not isinstance(rule, tuple) or len(rule) not in (3, 4):
@@ -149,6 +149,13 @@ def _rules(geometry: Any) -> tuple[list[Any], GeometryFn | None]:
         Layer(None, *rule[1:])  # its checks
         rules.append((_compile("geometry", rule[0]), rule[1:]))
     return rules, rest
+
+
+def _given_reading(geometry: Any) -> GeometryFn:
+    """A geometry function that is given what the leaf was read as."""
+    if "reading" in inspect.signature(geometry).parameters:
+        return geometry
+    return lambda path, shape, reading: geometry(path, shape)
 
 
 def _indices_by_order(
@@ -238,6 +245,4 @@ def _read(rules: GeometryFn, keys: Sequence[Any], value: Any, axis: int | None) 
     reading = read_keys(keys, shape)
     if reading.role and reading.view.fan_out == (0,) and len(shape) > 1:
         shape = (*shape[2:], shape[1], shape[0])  # to Flax's order
-    if "reading" in inspect.signature(rules).parameters:
-        return rules(path, shape, reading=reading)
-    return rules(path, shape)
+    return rules(path, shape, reading=reading)
