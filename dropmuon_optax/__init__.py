@@ -34,6 +34,7 @@ from dropmuon_optax.backprop import scan_layers as scan_layers
 from dropmuon_optax.backprop import value_and_grad as value_and_grad
 from dropmuon_optax.counters import count_traced_bytes as count_traced_bytes
 from dropmuon_optax.counters import count_wire_bytes as count_wire_bytes
+from dropmuon_optax.layers import NAME_RULES as NAME_RULES
 from dropmuon_optax.layers import AdaptiveRadius as AdaptiveRadius
 from dropmuon_optax.layers import Layer as Layer
 from dropmuon_optax.layers import Stacked as Stacked

@@ -7,6 +7,11 @@ import jax.numpy as jnp
 
 from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.layers import doubts
+from dropmuon_optax.layers.geometry import (
+    ball_geometry,
+    muon_geometry,
+    scion_geometry,
+)
 from dropmuon_optax.layers.leaves import LayersFn, Leaf, join
 from dropmuon_optax.layers.names import NAME_RULES
 from dropmuon_optax.layers.rules import Rules, check_rules, choose
@@ -122,4 +127,18 @@ def _refuse_guesses(leaves: list[Leaf]) -> None:
             doubts.line(leaf.path, leaf.layer.norm, leaf.layer.radius, leaf.view)
             for leaf in found
         ]
-        raise ValueError(doubts.message(names, rules))
+        raise ValueError(doubts.message(names, rules, _geometry(found)))
+
+
+def _geometry(found: list[Leaf]) -> str:
+    """The default geometry that these leaves have their norms and radii of, or none."""
+    for geometry in (scion_geometry, ball_geometry, muon_geometry):
+        if all(
+            leaf.reading is not None
+            and leaf.reading.role is not None
+            and geometry(leaf.path, jnp.shape(leaf.value), leaf.reading)
+            == (leaf.layer.norm, leaf.layer.radius)
+            for leaf in found
+        ):
+            return geometry.__name__
+    return ""

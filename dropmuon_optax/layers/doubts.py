@@ -41,7 +41,7 @@ def message(leaves: list[str], rules: list[str], geometry: str = "") -> str:
         f"`layers_by_path`, got {'; '.join(leaves)}. Write\n"
         "dm.layers_by_path(None, [\n"
         + "".join(f"    {rule}\n" for rule in rules)
-        + (f"    dm.{geometry},\n])" if geometry else "    *geometry,\n])")
+        + (f"    dm.{geometry},\n])" if geometry else "    *rules,\n])")
     )
 
 

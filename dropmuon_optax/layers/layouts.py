@@ -14,7 +14,7 @@ from dropmuon_optax.layers.views import View
 from dropmuon_optax.nouns import Noun
 
 _LAYOUT = re.compile(r"(\w+): (\w*)→(\w+)((?:, \w+≥\w+)*)")
-_SIDE = re.compile(r"(\d*)([A-Z]+)")
+_SIDE = re.compile(r"(\d*)([A-Z]*)")
 
 Role = Literal["hidden", "conv", "depthwise", "vector", "embedding", "head"]
 

@@ -144,13 +144,22 @@ def path_of(keys: Sequence[Any]) -> str:
     >>> path_of((jax.tree_util.DictKey("blocks_3"), jax.tree_util.SequenceKey(0)))
     'blocks_3/0'
     """
-    if len(keys) > 1 and _is_attribute(keys[-1], "value"):
-        keys = keys[:-1]
-    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+    return jax.tree_util.keystr(_without_value(keys), simple=True, separator="/")
 
 
-def _is_attribute(key: Any, name: str) -> bool:
-    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == name
+def read_keys(keys: Sequence[Any], shape: tuple[int, ...]) -> Reading:
+    """`read` of the leaf at these keys."""
+    attribute = any(map(_is_attribute, _without_value(keys)[-1:]))
+    return read(path_of(keys), shape, attribute=attribute)
+
+
+def _without_value(keys: Sequence[Any]) -> tuple[Any, ...]:
+    variable = len(keys) > 1 and _is_attribute(keys[-1]) and keys[-1].name == "value"
+    return tuple(keys[:-1] if variable else keys)
+
+
+def _is_attribute(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey)
 
 
 def join(layers: LayersFn, params: Any) -> list[Leaf]:
@@ -217,12 +226,6 @@ def _view(
             f"{what} {path_of(keys)!r} of shape {of_one}: {error}"
         ) from None
     return view if axis is None else view.over(axis, len(shape)), reading
-
-
-def read_keys(keys: Sequence[Any], shape: tuple[int, ...]) -> Reading:
-    """`read` of the leaf at these keys."""
-    attribute = len(keys) > 0 and isinstance(keys[-1], jax.tree_util.GetAttrKey)
-    return read(path_of(keys), shape, attribute=attribute)
 
 
 def movable_norm(leaf: Leaf) -> Norm:

@@ -38,7 +38,7 @@ NAME_RULES = (
     ),
     NameRule(
         r"(?:bias|b|scale|gamma|beta|offset|shift|gain|mean|var)(?:_\w+)?"
-        r"|\w+_(?:bias|scale|gamma|beta)",
+        r"|\w+_(?:bias|scale|gamma|beta)|\w*layer_?scale#|ls#|lambda\w*|a_param|D_skip",
         "vector",
         "biases, scales and running statistics of every library",
     ),
@@ -48,9 +48,9 @@ NAME_RULES = (
         "norms of Equinox, and of Llama in Flax",
     ),
     NameRule(
-        r"A_log|log_A|D|D_skip|lambda\w*|a_param|\w*layer_?scale#|ls#",
+        "A_log|log_A",
         "vector",
-        "Mamba, Griffin, CaiT: entry by entry",
+        "Mamba: (channels, states), entry by entry",
         ("CN: →CN", "HCN: →HCN"),
     ),
     # Heads, before embeddings, whose words `unembed` and `embed_out` share.
@@ -80,7 +80,7 @@ NAME_RULES = (
         doubt="may be the output of an attention layer",
     ),
     NameRule(
-        rf"^(?!.*{_ATT})(?:.*/)?(?:(?!multi)\w+_)?(?:head|classifier)/(?:.*/)?{_W}",
+        rf"^(?!.*{_ATT})(?:.*/)?(?:(?!multi)\w+_)?(?:head|classifier)/.+/{_W}",
         "head",
         "heads of several layers",
         axes=(2,),
@@ -131,7 +131,7 @@ NAME_RULES = (
         r"conv\w*",
         "depthwise",
         "Mamba: bare (taps, channels) or (channels, taps)",
-        ("TC: T→C, C≥T", "CT: T→C, C≥T"),
+        ("TC: T→C, 8≥T, C≥8T", "CT: T→C, 8≥T, C≥8T"),
         doubt="may be a matrix",
     ),
     NameRule(
@@ -222,6 +222,25 @@ NAME_RULES = (
     ),
     # Dense layers under names that don't tell, or that someone stores transposed.
     NameRule(
+        r"(?:\w*emb(?:ed\w*)?|wte|wpe)/weight/(?:array|0)",
+        "embedding",
+        "Haliax and Levanter: a row for each token",
+    ),
+    NameRule(
+        r"(?:\w+_)?head/weight/(?:array|0)",
+        "head",
+        "Haliax and Levanter",
+        axes=(2,),
+        doubt="may be stored (fan_out, fan_in): Haliax has both",
+    ),
+    NameRule(
+        r"weight/(?:array|0)",
+        "hidden",
+        "Haliax and Levanter",
+        axes=(2,),
+        doubt="may be stored (fan_out, fan_in): Haliax has both",
+    ),
+    NameRule(
         r"(?:c_attn|c_fc)/kernel",
         "hidden",
         "GPT-2 of Transformers stores (out, in), others (in, out): out is the wider",
@@ -236,7 +255,7 @@ NAME_RULES = (
         attribute=False,
     ),
     NameRule(
-        r"weight_(?:ih|hh)\w*",
+        r"weight_(?:ih|hh)\w*|in_proj_weight",
         "hidden",
         "cells of Equinox: (gates·hidden, in)",
         ("OI: I→O",),

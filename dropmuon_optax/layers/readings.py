@@ -1,6 +1,7 @@
 """What a leaf is, read from its name and shape, and what says so."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 from dropmuon_optax.layers.layouts import Key, NameRule, Role
@@ -36,6 +37,7 @@ class Reading(Noun):
     spatial: tuple[int, ...] = ()
 
 
+@functools.lru_cache(maxsize=2**14)
 def read(path: str, shape: tuple[int, ...], *, attribute: bool = False) -> Reading:
     """What a leaf is, by its path and shape.
 
@@ -143,11 +145,17 @@ def _fan_out_first(key: Key) -> bool:
     if key.attribute:
         return True
     # A dictionary's `weight` of a convolution may be PyTorch's or Flax's.
-    return len(key.shape) > 2 and max(key.shape[2:]) < min(key.shape[:-2])
+    return len(key.shape) > 2 and _unlikely(key.shape[2:]) < _unlikely(key.shape[:-2])
+
+
+def _unlikely(extents: tuple[int, ...]) -> tuple[bool, int, int]:
+    """How little the extents look like those of kernels: small, and square or flat."""
+    large = max(extents)
+    return large > MAX_EXTENT, len({*extents} - {1}), large
 
 
 def _is_spatial(extents: tuple[int, ...]) -> bool:
-    return 2 <= len(extents) <= 3 and max(extents) <= MAX_EXTENT
+    return 2 <= len(extents) <= 3 and _unlikely(extents) <= (False, 1, MAX_EXTENT)
 
 
 def _last(key: Key) -> View:
