@@ -275,7 +275,8 @@ def describe(
         matrices = f"{count} × ({m}, {n})"
         if compressor is not None:
             chosen = choose(compressor, leaf.path, (m, n))
-            sent = repr(chosen), f"{chosen.num_bits((m, n)) / (32 * m * n):.1%}"
+            share = chosen.num_bits((m, n)) / max(32 * m * n, 1)
+            sent = repr(chosen), f"{share:.1%}"
         row = leaf.path, str(shape), index, norm, str(layer.radius), matrices
         rows.append((*row, *sent))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -95,7 +95,7 @@ def scion_geometry(path: str, shape: tuple[int, ...]) -> tuple[norms.Norm, float
         return norms.scion_row(), 1.0
     if kind == "depthwise":
         return norms.scion_column(), 1.0
-    if kind == "conv":
+    if kind == "conv" and 0 not in shape:  # without entries, any norm
         return norms.scion_conv(*shape[:-2]), 1.0
     return norms.scion_spectral(), 1.0
 

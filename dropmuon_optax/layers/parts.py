@@ -17,7 +17,8 @@ import optax
 from dropmuon_optax import checks
 from dropmuon_optax.layers.leaves import LayersFn, Stacked, join
 
-Part = tuple[bool, ...]  # of a leaf: whether each of its layers moves; mostly just one
+# Of a leaf: whether each of its layers moves; mostly just one, none of an empty stack.
+Part = tuple[bool, ...]
 Owners = dict[Any, Part]  # what moves of a state's leaf, by its path
 
 
@@ -117,7 +118,7 @@ def narrow(tree: Any, parts: list[Part]) -> Any:
     """The tree with what does not move masked out or, in stacked leaves, cut off."""
     flat, structure = jax.tree.flatten(tree)
     cut = [
-        x if all(part) else x[_rows(part)] if any(part) else optax.MaskedNode()
+        optax.MaskedNode() if not any(part) else x if all(part) else x[_rows(part)]
         for x, part in zip(flat, parts, strict=True)
     ]
     return jax.tree.unflatten(structure, cut)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from dropmuon_optax.compressors import BFloat16, Compressor, Identity
@@ -27,6 +28,7 @@ from dropmuon_optax.layers.leaves import (
     movable_norm,
 )
 from dropmuon_optax.layers.rules import Rules, choose
+from dropmuon_optax.layers.trees import masked_by
 from dropmuon_optax.layers.views import View
 from dropmuon_optax.norms import Norm, unscaled
 
@@ -47,7 +49,7 @@ class Piece:
       flips: whether the members are transposed, to lie in a stack with others.
       stack: the number of the stack.
       first: the place of its first member in the stack.
-      count: the number of its members.
+      count: the number of its members; 0 of a leaf without entries, which is in none.
     """
 
     path: str
@@ -110,14 +112,16 @@ class Stack:
       norm: without its scale, which is in `radii`.
       worker: the workers' compressor.
       server: the server's compressor.
-      radii: the radius of each member, (t,) or (L⁰, L¹).
+      decays: whether weight decay is for them.
+      radii: the radius of each member, (t,) or (L⁰, L¹); t may be a schedule.
     """
 
     shape: tuple[int, int]
     norm: Norm
     worker: Compressor
     server: Compressor
-    radii: tuple[tuple[float, ...], ...] = ()
+    decays: bool = True
+    radii: tuple[tuple[float | optax.Schedule, ...], ...] = ()
 
 
 @jax.tree_util.register_static
@@ -145,6 +149,7 @@ def own(
     num_blocks: int,
     worker_compressor: Compressor | Rules,
     server_compressor: Compressor | Rules | None,
+    weight_decay_mask: Any = None,
 ) -> Ownership:
     """The stacks of a tree of parameters, and who owns what.
 
@@ -155,25 +160,30 @@ def own(
       num_blocks: how many blocks a large matrix whose oracle allows it is cut into.
       worker_compressor: a compressor, or a list of (regex, compressor).
       server_compressor: likewise; None is dense, in the parameters' dtype.
+      weight_decay_mask: which leaves decay, as `masked_by` takes it.
 
     Raises:
       ValueError: if a leaf has no norm, is no real floating-point array, or a
         compressor doesn't fit it; naming its path.
     """
     keys: dict[Any, int] = {}
-    radii: list[list[tuple[float, ...]]] = []
+    radii: list[list[tuple[Any, ...]]] = []
+    decays = jax.tree.leaves(masked_by(weight_decay_mask, params))
     leaves = join(layers, params)
     order = sorted(range(len(leaves)), key=lambda i: (_index(leaves[i]), i))
     found: dict[int, Piece] = {}
     for i in order:
         piece, shape, batch = _piece(leaves[i], num_blocks)
+        if not piece.count:
+            found[i] = piece
+            continue
         norm, columns = _geometry(leaves[i], batch)
         dtype = jnp.result_type(leaves[i].value).name
         worker = choose(worker_compressor, piece.path, shape)
         server = BFloat16() if dtype == "bfloat16" else Identity()
         if server_compressor is not None:
             server = choose(server_compressor, piece.path, shape)
-        key = Stack(shape, norm, worker, server), len(columns)
+        key = Stack(shape, norm, worker, server, decays[i]), len(columns)
         number = keys.setdefault(key, len(keys))
         if number == len(radii):
             radii.append([])
@@ -203,6 +213,8 @@ def _piece(leaf: Leaf, num_blocks: int) -> tuple[Piece, tuple[int, int], Any]:
         raise ValueError(
             f"the leaf {leaf.path!r} must have fewer than 2³¹ entries, got {shape}"
         )
+    if 0 in shape:
+        return Piece(leaf.path, shape, leaf.view, rows, None, 1, False), (m, n), (m, n)
     axis = _block_axis(leaf, (m, n), num_blocks)
     whole = (m, n)
     blocks = 1 if axis is None else num_blocks
@@ -227,7 +239,18 @@ def _block_axis(leaf: Leaf, shape: tuple[int, int], num_blocks: int) -> int | No
     return max(core.separable, key=lambda axis: shape[axis])
 
 
-def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ...]]:
+@dataclasses.dataclass(frozen=True)
+class _Quotient:
+    """A schedule divided by a number; two of them compare by both."""
+
+    schedule: optax.Schedule
+    divisor: float
+
+    def __call__(self, count: Any) -> Any:
+        return self.schedule(count) / self.divisor
+
+
+def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[Any, ...]]:
     """The norm without its scale, and the radius in units of it.
 
     A radius t of c‖·‖ is one of t/c of ‖·‖; Gluon's, 1/(L⁰/‖g‖⋆ + L¹), goes with
@@ -238,4 +261,4 @@ def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ..
     radius = leaf.layer.radius
     if isinstance(radius, AdaptiveRadius):
         return norm, (radius.l0 * c**2, radius.l1 * c)
-    return norm, (radius / c,)
+    return norm, (_Quotient(radius, c) if callable(radius) else radius / c,)
