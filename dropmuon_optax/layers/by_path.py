@@ -277,7 +277,8 @@ def describe(
             chosen = choose(compressor, leaf.path, (m, n))
             share = chosen.num_bits((m, n)) / max(32 * m * n, 1)
             sent = repr(chosen), f"{share:.1%}"
-        row = leaf.path, str(shape), index, norm, str(layer.radius), matrices
+        radius = "schedule" if callable(layer.radius) else str(layer.radius)
+        row = leaf.path, str(shape), index, norm, radius, matrices
         rows.append((*row, *sent))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

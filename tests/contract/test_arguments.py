@@ -71,6 +71,27 @@ FUNCTIONS: list[tuple[str, Callable[..., Any], dict[str, Any], str]] = [
         "capacity every asymmetry",
     ),
     ("StepCost", dm.StepCost, {"fixed": 1.0, "per_layer": (1.0,)}, "fixed"),
+    (
+        "estimated_layers",
+        lambda max_honesty: dm.estimated_layers(LAYERS, [], max_honesty=max_honesty),
+        {"max_honesty": 1.0},
+        "max_honesty",
+    ),
+    (
+        "measure_smoothness",
+        lambda shares: dm.measure_smoothness(abs, LAYERS, 0, 0, shares=(shares,)),
+        {"shares": 1.0},
+        "shares",
+    ),
+    (
+        "optimal_probabilities",
+        lambda smoothness: dm.optimal_probabilities(
+            dm.StepCost(1.0, (1.0,)), (smoothness,)
+        ),
+        {"smoothness": 1.0},
+        "smoothness",
+    ),
+    ("Monomial", norms.Monomial, {}, "fan_in fan_out constant at_most"),
     ("Spectral", norms.Spectral, {}, "num_steps"),
     ("Scaled", norms.Scaled, {"inner": norms.RMS(), "factor": 2.0}, "factor"),
     ("scion_conv", lambda k: norms.scion_conv(k), {"k": 3}, "k"),
@@ -310,3 +331,7 @@ def test_a_schedule_beside_the_constraint_is_refused():
 def test_optax_schedules_are_schedules():
     ramp = optax.linear_schedule(0.0, 1.0, 10)
     dm.muon(ramp, momentum=ramp, weight_decay=ramp, adam_weight_decay=ramp)
+
+
+def test_describe_says_that_a_radius_is_a_schedule():
+    assert dm.describe(radii(schedule), TREE).count("  schedule  ") == 2
