@@ -221,7 +221,8 @@ def drop_layers(
         count = optax.safe_increment(state.count)
         return new.updates, DropState(count, state.key, new.state)
 
-    return checked(optax.GradientTransformationExtraArgs(init, update))
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return checked(tx, shapes=not isinstance(inner, TakesActive))
 
 
 class _Result(NamedTuple):

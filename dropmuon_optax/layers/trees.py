@@ -19,13 +19,17 @@ from dropmuon_optax.layers.leaves import path_of
 
 
 def checked(
-    tx: optax.GradientTransformationExtraArgs, kind: Any = jnp.inexact
+    tx: optax.GradientTransformationExtraArgs,
+    kind: Any = jnp.inexact,
+    *,
+    shapes: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """`tx`, refusing by name what it can't move, and what doesn't fit.
 
     Args:
       tx: a transformation.
       kind: of which numbers parameters may be.
+      shapes: whether the state's shapes are looked at; a worker has a part of them.
 
     Returns:
       The same, whose `init` refuses other leaves, and whose `update` refuses what isn't
@@ -43,7 +47,9 @@ def checked(
     ) -> tuple[Any, Any]:
         if params is not None:
             check_gradients(updates, params)
-        check_state(state, first(updates if params is None else params))
+        expected = first(updates if params is None else params)
+        elsewhere = None if shapes else jax.tree.map(lambda _: True, expected)
+        check_state(state, expected, elsewhere)
         return tx.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
