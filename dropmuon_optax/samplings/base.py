@@ -134,19 +134,25 @@ def as_probabilities(name: str, values: Any) -> tuple[float, ...]:
     """`values` as a tuple of floats.
 
     Raises:
-      ValueError: if they are no numbers in [0, 1].
+      ValueError: if they are no numbers in [0, 1], or it is no sequence.
 
-    >>> as_probabilities("probabilities", [0.5, -0.5])
+    >>> as_probabilities("probabilities", 0.5)
     Traceback (most recent call last):
     ...
-    ValueError: `probabilities` must be numbers in [0, 1], got [0.5, -0.5]
+    ValueError: `probabilities` must be a sequence of numbers in [0, 1], one for each
+    layer, such as (0.5, 1.0), got 0.5
     """
     try:
+        if any(isinstance(value, bool | np.bool_ | str) for value in values):
+            raise TypeError
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
         found = (-1.0,)
     if not found or not all(0 <= value <= 1 for value in found):
-        raise ValueError(f"`{name}` must be numbers in [0, 1], got {values!r}")
+        raise ValueError(
+            f"`{name}` must be a sequence of numbers in [0, 1], one for each layer, "
+            f"such as (0.5, 1.0), got {values!r}"
+        )
     return found
 
 

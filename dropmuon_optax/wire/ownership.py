@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from dropmuon_optax.compressors import BFloat16, Compressor, Identity
@@ -26,6 +27,7 @@ from dropmuon_optax.layers.leaves import (
     movable_norm,
 )
 from dropmuon_optax.layers.rules import Rules, choose
+from dropmuon_optax.layers.trees import masked_by
 from dropmuon_optax.layers.views import View
 from dropmuon_optax.norms import Norm, unscaled
 
@@ -140,14 +142,16 @@ class Stack:
       norm: without its scale, which is in `radii`.
       worker: the workers' compressor.
       server: the server's compressor.
-      radii: the radius of each member, (t,) or (L⁰, L¹).
+      decays: whether weight decay is for them.
+      radii: the radius of each member, (t,) or (L⁰, L¹); t may be a schedule.
     """
 
     shape: tuple[int, int]
     norm: Norm
     worker: Compressor
     server: Compressor
-    radii: tuple[tuple[float, ...], ...] = ()
+    decays: bool = True
+    radii: tuple[tuple[float | optax.Schedule, ...], ...] = ()
 
 
 @jax.tree_util.register_static
@@ -175,6 +179,7 @@ def own(
     num_blocks: int,
     worker_compressor: Compressor | Rules,
     server_compressor: Compressor | Rules | None,
+    weight_decay_mask: Any = None,
 ) -> Ownership:
     """The stacks of a tree of parameters, and who owns what.
 
@@ -185,13 +190,15 @@ def own(
       num_blocks: how many blocks a large matrix whose oracle allows it is cut into.
       worker_compressor: a compressor, or a list of (regex, compressor).
       server_compressor: likewise; None is dense, in the parameters' dtype.
+      weight_decay_mask: which leaves decay, as `masked_by` takes it.
 
     Raises:
       ValueError: if a leaf has no norm, is no real floating-point array, or a
         compressor doesn't fit it; naming its path.
     """
     numbers: dict[Any, int] = {}
-    radii: list[list[tuple[float, ...]]] = []
+    radii: list[list[tuple[Any, ...]]] = []
+    decays = jax.tree.leaves(masked_by(weight_decay_mask, params))
     leaves = join(layers, params)
     order = sorted(range(len(leaves)), key=lambda i: (leaves[i].start or 0, i))
     found: dict[int, OwnedLeaf] = {}
@@ -202,7 +209,7 @@ def own(
             shape = piece.member_shape
             worker = choose(worker_compressor, leaf.path, shape)
             server = _server_compressor(server_compressor, leaf, shape)
-            key = Stack(shape, norm, worker, server), len(columns)
+            key = Stack(shape, norm, worker, server, decays[i]), len(columns)
             number = numbers.setdefault(key, len(numbers))
             if number == len(radii):
                 radii.append([])
@@ -236,6 +243,8 @@ def _pieces(leaf: Leaf, num_blocks: int) -> list[Piece]:
         raise ValueError(
             f"the leaf {leaf.path!r} must have fewer than 2³¹ entries, got {shape}"
         )
+    if 0 in shape:
+        return []
     pieces = []
     for count, m, n in leaf.view.matrix_shapes(shape):
         axis = _block_axis(leaf, (m, n), num_blocks)
@@ -259,7 +268,18 @@ def _block_axis(leaf: Leaf, shape: tuple[int, int], num_blocks: int) -> int | No
     return max(core.separable, key=lambda axis: shape[axis])
 
 
-def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ...]]:
+@dataclasses.dataclass(frozen=True)
+class _Quotient:
+    """A schedule divided by a number; two of them compare by both."""
+
+    schedule: optax.Schedule
+    divisor: float
+
+    def __call__(self, count: Any) -> Any:
+        return self.schedule(count) / self.divisor
+
+
+def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[Any, ...]]:
     """The norm without its scale, and the radius in units of it.
 
     A radius t of c‖·‖ is one of t/c of ‖·‖; Gluon's, 1/(L⁰/‖g‖⋆ + L¹), goes with
@@ -270,4 +290,4 @@ def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ..
     radius = leaf.layer.radius
     if isinstance(radius, AdaptiveRadius):
         return norm, (radius.l0 * c**2, radius.l1 * c)
-    return norm, (radius / c,)
+    return norm, (_Quotient(radius, c) if callable(radius) else radius / c,)
