@@ -44,7 +44,8 @@ class Piece:
       rows: over how many layers the leaf is stacked; 0 if it isn't.
       axis: the axis of the matrix that is cut into blocks; None if it isn't.
       blocks: the number of blocks.
-      flips: whether the members are transposed, to lie in a stack with others.
+      flips: whether the members are transposed, to lie in a stack with others; not
+        where a compressor tells rows from columns.
       stack: the number of the stack.
       first: the place of its first member in the stack.
       count: the number of its members.
@@ -166,13 +167,18 @@ def own(
     order = sorted(range(len(leaves)), key=lambda i: (_index(leaves[i]), i))
     found: dict[int, Piece] = {}
     for i in order:
-        piece, shape, batch = _piece(leaves[i], num_blocks)
-        norm, columns = _geometry(leaves[i], batch)
-        dtype = jnp.result_type(leaves[i].value).name
-        worker = choose(worker_compressor, piece.path, shape)
-        server = BFloat16() if dtype == "bfloat16" else Identity()
-        if server_compressor is not None:
-            server = choose(server_compressor, piece.path, shape)
+        leaf = leaves[i]
+        whole = _whole(leaf)
+        bfloat16 = jnp.result_type(leaf.value) == jnp.bfloat16
+        dense = BFloat16() if bfloat16 else Identity()
+        worker = choose(worker_compressor, leaf.path, whole)
+        server = dense if server_compressor is None else server_compressor
+        server = choose(server, leaf.path, whole) if server is not dense else dense
+        symmetric = worker.symmetric and server.symmetric
+        piece, shape = _piece(leaf, whole, num_blocks, symmetric)
+        norm, columns = _geometry(leaf, whole)
+        worker.check(shape, leaf.path)
+        server.check(shape, leaf.path)
         key = Stack(shape, norm, worker, server), len(columns)
         number = keys.setdefault(key, len(keys))
         if number == len(radii):
@@ -193,8 +199,21 @@ def _index(leaf: Leaf) -> int:
     return start or 0
 
 
-def _piece(leaf: Leaf, num_blocks: int) -> tuple[Piece, tuple[int, int], Any]:
-    """The leaf's piece, the shape of its members, and that of its whole matrices."""
+def _whole(leaf: Leaf) -> tuple[int, int]:
+    """The shape of the leaf's matrices."""
+    movable_norm(leaf)
+    shape = jnp.shape(leaf.value)
+    stacked = isinstance(leaf.layer, Stacked)
+    return leaf.view.matrix_shape(shape[1:] if stacked else shape)[1:]
+
+
+def _piece(
+    leaf: Leaf, whole: tuple[int, int], num_blocks: int, symmetric: bool
+) -> tuple[Piece, tuple[int, int]]:
+    """The leaf's piece, and the shape of its members.
+
+    Compressors that aren't `symmetric` see the leaf's own columns, each of them whole.
+    """
     norm = movable_norm(leaf)
     shape = jnp.shape(leaf.value)
     rows = shape[0] if isinstance(leaf.layer, Stacked) else 0
@@ -203,28 +222,30 @@ def _piece(leaf: Leaf, num_blocks: int) -> tuple[Piece, tuple[int, int], Any]:
         raise ValueError(
             f"the leaf {leaf.path!r} must have fewer than 2³¹ entries, got {shape}"
         )
-    axis = _block_axis(leaf, (m, n), num_blocks)
-    whole = (m, n)
+    axis = _block_axis(leaf, whole, num_blocks, (0, 1) if symmetric else (1,))
     blocks = 1 if axis is None else num_blocks
     if axis is not None:
         m, n = (-(-m // blocks), n) if axis == 0 else (m, -(-n // blocks))
     norm, _ = unscaled(norm, whole)
-    flips = m > n and norm.symmetric
+    flips = m > n and norm.symmetric and symmetric
     piece = Piece(leaf.path, shape, leaf.view, rows, axis, blocks, flips)
     count = batch * max(rows, 1) * blocks
-    return dataclasses.replace(piece, count=count), (n, m) if flips else (m, n), whole
+    return dataclasses.replace(piece, count=count), (n, m) if flips else (m, n)
 
 
-def _block_axis(leaf: Leaf, shape: tuple[int, int], num_blocks: int) -> int | None:
+def _block_axis(
+    leaf: Leaf, shape: tuple[int, int], num_blocks: int, allowed: tuple[int, ...]
+) -> int | None:
     """The axis along which a matrix is cut into blocks; None leaves it whole."""
     norm = leaf.layer.norm
     assert norm is not None
     core, _ = unscaled(norm, shape)
     adaptive = isinstance(leaf.layer.radius, AdaptiveRadius)
     large = num_blocks > 1 and math.prod(shape) >= MIN_BLOCK * num_blocks
-    if adaptive or not large or not core.separable:
+    axes = [axis for axis in core.separable if axis in allowed]
+    if adaptive or not large or not axes:
         return None
-    return max(core.separable, key=lambda axis: shape[axis])
+    return max(axes, key=lambda axis: shape[axis])
 
 
 def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ...]]:

@@ -339,3 +339,48 @@ def test_probabilities_off_by_rounding_are_divided_by_their_sum():
     p = Progressive((0.1, 0.2, 0.7 + 1e-7)).marginals(3, 0)
     np.testing.assert_allclose(p, [0.1, 0.3, 1.0], atol=1e-7)
     assert p[-1] == 1
+
+
+class Own(samplings.Sampling):
+    """One of a user's own, whose table is given."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def table(self, num_layers):
+        return np.array(self.rows)
+
+    def __repr__(self):
+        return "Own()"
+
+
+def test_a_sampling_of_ones_own(key):
+    own = Own([[0.25, 0.5, 1.0]])
+    assert own.always(3) == (False, False, True)
+    np.testing.assert_array_equal(own.marginals(3, 7), [0.25, 0.5, 1.0])
+    draws = np.array([own.sample(3, 0, key=k) for k in jax.random.split(key, 200)])
+    np.testing.assert_allclose(draws.mean(0), [0.25, 0.5, 1.0], atol=0.12)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0.25, 0.5, 1.0], r"`table` of Own\(\) must have shape \(rows, 3\), got \(3,"),
+        ([[[0.25, 0.5, 1.0]]], r"must have shape \(rows, 3\), got \(1, 1, 3\)"),
+        ([[0.5, 1.0]], r"must have shape \(rows, 3\), got \(1, 2\)"),
+        (np.zeros((0, 3)), r"must have shape \(rows, 3\), got \(0, 3\)"),
+        ([[0.5, 1.5, 1.0]], r"`table` of Own\(\) must hold probabilities in \[0, 1\]"),
+        ([[0.5, np.nan, 1.0]], r"must hold probabilities"),
+    ],
+)
+def test_what_is_no_table_is_refused(rows, message, key):
+    own = Own(rows)
+    for use in (
+        lambda: own.sample(3, 0, key=key),
+        lambda: own.marginals(3, 0),
+        lambda: own.always(3),
+        lambda: own.can_be_empty(3),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
