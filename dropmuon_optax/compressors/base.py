@@ -40,6 +40,8 @@ class Compressor(Noun, abc.ABC):
       alpha_norm: the norm in which `alpha` holds: "Frobenius", or "every".
       is_dense: whether a payload may be as large as the matrix, on purpose.
       holds_floats: whether the payload has float32 matrices for another compressor.
+      symmetric: whether it treats rows and columns alike: on xᵀ it contracts as on x
+        and sends as many bits, so that whoever batches matrices may transpose some.
     """
 
     stateful: ClassVar[bool] = False
@@ -47,6 +49,7 @@ class Compressor(Noun, abc.ABC):
     alpha_norm: ClassVar[str] = "Frobenius"
     is_dense: ClassVar[bool] = False
     holds_floats: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = False
 
     @abc.abstractmethod
     def _compress(
@@ -67,7 +70,9 @@ class Compressor(Noun, abc.ABC):
 
         Returns:
           α with E‖C(x) − x‖² ≤ (1 − α)‖x‖² for every matrix x of that shape, up to
-          rounding; the expectation is over the key.
+          rounding; the expectation is over the key. Rounding to the smallest normal
+          number included: subnormal entries, below 2⁻¹²⁶, may count as zero, as they
+          do in XLA's arithmetic.
 
         Raises:
           ValueError: if the compressor keeps nothing of such a matrix.

@@ -46,6 +46,16 @@ def unit_scale(
     return x * nudge / divisor, scale
 
 
+def saturate(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Puts the largest finite numbers in the place of ±∞; NaN stays.
+
+    >>> saturate(jnp.array([jnp.inf, -1.0]))
+    Array([ 3.4028235e+38, -1.0000000e+00], dtype=float32)
+    """
+    largest = jnp.finfo(x.dtype).max
+    return jnp.clip(x, -largest, largest)
+
+
 def l2_norm(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
     """√Σx² along `axis` (kept at length 1; None is all), whatever the scale of x."""
     unit, scale = unit_scale(x, axis)
