@@ -16,7 +16,8 @@ from jaxtyping import Array
 from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.layers.parts import WHOLE, Part
 from dropmuon_optax.lmo import lmo_rows
-from dropmuon_optax.wire.ownership import OwnedLeaf, Ownership, Piece
+from dropmuon_optax.wire.ownership import Ownership
+from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
 Stacks = dict[int, Array]
 

@@ -310,11 +310,20 @@ def test_other_steps_are_refused(step):
     [
         (lambda: Progressive((0.5, 0.4)), "`probabilities` must sum to 1"),
         (lambda: Progressive((0.5, 0.5001)), "`probabilities` must sum to 1"),
-        (lambda: Progressive((1.5, -0.5)), "`probabilities` must be numbers"),
-        (lambda: Progressive(()), "`probabilities` must be numbers"),
-        (lambda: Progressive((math.nan, 1.0)), "`probabilities` must be numbers"),
-        (lambda: Independent((0.5, -0.1)), "`probabilities` must be numbers"),
-        (lambda: Independent((1.1,)), "`probabilities` must be numbers"),
+        (
+            lambda: Progressive((1.5, -0.5)),
+            "`probabilities` must be a sequence of numbers",
+        ),
+        (lambda: Progressive(()), "`probabilities` must be a sequence of numbers"),
+        (
+            lambda: Progressive((math.nan, 1.0)),
+            "`probabilities` must be a sequence of numbers",
+        ),
+        (
+            lambda: Independent((0.5, -0.1)),
+            "`probabilities` must be a sequence of numbers",
+        ),
+        (lambda: Independent((1.1,)), "`probabilities` must be a sequence of numbers"),
         (lambda: Nice(0), "`tau` must be a whole number"),
         (lambda: EpochShift(0), "`num_steps` must be a whole number"),
         (lambda: Staged(()), "the first step of the first one 0"),
@@ -330,7 +339,10 @@ def test_other_steps_are_refused(step):
         (lambda: Grown(((0, (0, 1)),)), "b bools of which one is True"),
         (lambda: Grown(((0, (False, False)),)), "b bools of which one is True"),
         (lambda: Staged(((0, Grown(((0, (True,)),))),)), "that run all layers"),
-        (lambda: StochasticDepth((1.1,)), "`probabilities` must be numbers"),
+        (
+            lambda: StochasticDepth((1.1,)),
+            "`probabilities` must be a sequence of numbers",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
