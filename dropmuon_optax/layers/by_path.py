@@ -214,7 +214,10 @@ def _norms_by_rules(
         elif _masked(value):
             continue
         elif rest is None:
-            raise ValueError(f"`geometry` must match every leaf, got none for {path!r}")
+            raise ValueError(
+                f"`geometry` must match every leaf, got none for {path!r}; its last "
+                "entry may be a default, such as `dm.muon_geometry`"
+            )
         else:
             try:
                 found[-1] = _read(rest, keys, value, axis)

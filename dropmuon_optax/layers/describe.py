@@ -71,9 +71,10 @@ def describe(
     text = _table([header, *rows])
     if evidence:
         names = [
-            [r.pattern, r.role, " | ".join(r.layouts), r.seen_in] for r in NAME_RULES
+            [rule.role, " | ".join(rule.layouts), rule.seen_in, rule.pattern]
+            for rule in NAME_RULES
         ]
-        text += "\n\n" + _table([["name", "role", "axes", "seen in"], *names])
+        text += "\n\n" + _table([["role", "axes", "seen in", "name"], *names])
     print(text)
     return text
 

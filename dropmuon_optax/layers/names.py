@@ -109,7 +109,7 @@ NAME_RULES = (
     NameRule(
         r"(?:embed(?:ding|dings|der|s)?|embed_(?:tokens|positions|in)|lookup(?:_table)?"
         r"|(?:\w+_)?(?:tok|token|word|pos|position|positional|type|label|class|vocab)s?"
-        r"_?emb(?:ed(?:ding|der)?s?|s)?)#/(?:weight|table)|(?:wte|wpe|shared)/\w+",
+        r"_?emb(?:ed(?:ding|der)?s?|s)?)#/(?:weight|table)|(?:wte|wpe)/\w+|^(?:\w+/)?shared/weight",
         "embedding",
         "Equinox's Embedding: a row for each token",
     ),

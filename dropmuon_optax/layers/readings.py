@@ -183,8 +183,9 @@ class AmbiguousError(ValueError):
         out_first = view.fan_out == (0,)
         likely = View((-1,), (-2,)) if out_first else View((-2,), (-1,))
         self.leaf = f"{path!r} of shape {shape}"
-        self.rule = f"{rule_for(path, norm, radius, likely)}  # {_views(shape, likely)}"
-        self.geometry = geometry
+        self.rule = (
+            f"# {_views(shape, likely)}\n    {rule_for(path, norm, radius, likely)}"
+        )self.geometry = geometry
         super().__init__(how_to_settle([self.leaf], [self.rule], geometry))
 
 
@@ -199,7 +200,7 @@ def how_to_settle(leaves: list[str], rules: list[str], geometry: str = "") -> st
     """What is wrong, and the code that settles it."""
     return (
         "leaves must be told by name or shape, or have a rule with a view in "
-        f"`layers_by_path`, got {'; '.join(leaves)}. Write\n"
+        f"`layers_by_path` (or be `stacked`), got {'; '.join(leaves)}. Write\n"
         "dm.layers_by_path(None, [\n"
         + "".join(f"    {rule}\n" for rule in rules)
         + (f"    dm.{geometry},\n])" if geometry else "    *rules,\n])")
@@ -231,5 +232,5 @@ def _views(shape: tuple[int, ...], likely: View) -> str:
     told = []
     for view in views:
         count, m, n = view.matrix_shape(shape)
-        told.append(f"{count} × ({m}, {n})" + f" by dm.{view!r}" * (view != likely))
-    return ", or ".join(told)
+        told.append(f"dm.{view!r}: {count} × ({m}, {n})")
+    return "\n    # or ".join(told)

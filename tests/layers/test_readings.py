@@ -81,6 +81,9 @@ OVER_READ = [  # names that hold a word of embeddings, heads or depthwise layers
     ("params/Conv_0/kernel", (5, 5, 1, 64), "conv"),
     ("encoder/Conv_0/kernel", (3, 3, 1, 32), "conv"),
     ("pre_logits/kernel", (64, 64), "hidden"),
+    ("moe/shared/kernel", (64, 64), "hidden"),
+    ("d", (64, 48), "hidden"),
+    ("conv", (64, 48), "hidden"),
 ]
 UNDER_READ = [
     ("token_embedding", (512, 16), "embedding"),
@@ -269,14 +272,14 @@ def test_a_step_of_scion_is_as_long_as_the_linear_map_says(name, shape, matrices
         assert 0.6 < length < 1.3  # five steps of Newton-Schulz
 
 
-class Scaled(nnx.Module):
+class Weighted(nnx.Module):
     def __init__(self):
         self.weight = nnx.Param(jnp.ones((4, 8)))
 
 
 def test_an_nnx_variables_value_is_no_attribute():
     """A `weight` in an `nnx.State` is a dictionary's: nothing says that it is (out, in)."""
-    state = nnx.state(Scaled(), nnx.Param)
+    state = nnx.state(Weighted(), nnx.Param)
     text = dm.describe(dm.layers_by_path(None), state)
     assert "1 × (4, 8)" in text
     assert "may be (fan_out, fan_in)" in text

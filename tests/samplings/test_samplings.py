@@ -64,6 +64,7 @@ SUFFIXES = [
 ]
 MAY_BE_EMPTY = [Independent((0.5,) * B), StochasticDepth((0.5,) * B)]
 
+PROBABILITIES = "`probabilities` must be a sequence of numbers"
 NUM_DRAWS = 4000
 NUM_SIGMAS = 5  # of a binomial: exceeded once in a million draws
 
@@ -314,7 +315,7 @@ def test_other_steps_are_refused(step):
             lambda: Progressive((1.5, -0.5)),
             "`probabilities` must be a sequence of numbers",
         ),
-        (lambda: Progressive(()), "`probabilities` must be a sequence of numbers"),
+        (lambda: Progressive(()), PROBABILITIES),
         (
             lambda: Progressive((math.nan, 1.0)),
             "`probabilities` must be a sequence of numbers",
@@ -323,7 +324,7 @@ def test_other_steps_are_refused(step):
             lambda: Independent((0.5, -0.1)),
             "`probabilities` must be a sequence of numbers",
         ),
-        (lambda: Independent((1.1,)), "`probabilities` must be a sequence of numbers"),
+        (lambda: Independent((1.1,)), PROBABILITIES),
         (lambda: Nice(0), "`tau` must be a whole number"),
         (lambda: EpochShift(0), "`num_steps` must be a whole number"),
         (lambda: Staged(()), "the first step of the first one 0"),
