@@ -16,12 +16,19 @@ The README beside this file says how it is measured and has the tables.
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.common import data, record, report, train
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import learning_rate, optimizer_names, positive, share
+from benchmarks.common.options import (
+    folder,
+    learning_rate,
+    optimizer_names,
+    positive,
+    refusing,
+    seed,
+    share,
+)
 from benchmarks.common.record import RESULTS
 from benchmarks.models import cnn
 
@@ -46,7 +53,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dataset", choices=data.DATASETS, default="digits")
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and batches")
     parser.add_argument("--epochs", type=positive, help="default: by data set")
     parser.add_argument("--batch-size", type=positive, help="default: by data set")
     parser.add_argument(
@@ -65,7 +72,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=positive, help="use only the first images of both parts"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument("--output", type=folder, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
 
 
@@ -85,8 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     target = options.target_accuracy or TARGET_ACCURACY[options.dataset]
     title = f"{options.dataset}, {options.model} CNN, seed {options.seed}"
     entries, status = [], 0
-    try:
+    with refusing("cnn"):
         task = build_task(options)
+    try:
         origin = record.provenance(seed=options.seed)
         for name in options.optimizers:
             rate = dict(options.learning_rate).get(name, OPTIMIZERS[name].learning_rate)

@@ -14,14 +14,13 @@ spell of the machine hits all of them; ratios are taken inside each round.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import optax
 
 from benchmarks.common import data, record, report, timing, train
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import optimizer_names, positive
+from benchmarks.common.options import folder, optimizer_names, positive, refusing, seed
 from benchmarks.common.record import RESULTS
 from benchmarks.models import cnn
 
@@ -43,16 +42,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
     parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--rounds", type=positive, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--output", type=folder, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
-    dataset = data.load(options.dataset)
-    batch = next(data.batches(dataset, options.batch_size, 1, seed=options.seed))
+    with refusing("step_time"):
+        dataset = data.load(options.dataset)
+        batch = next(data.batches(dataset, options.batch_size, 1, seed=options.seed))
     programs, calls = {}, {}
     for name in options.optimizers:
         apply, params = cnn.build(batch[0].shape[1:], options.model, seed=options.seed)

@@ -25,7 +25,7 @@ from tqdm import tqdm, trange
 
 from benchmarks.cnn import step_time
 from benchmarks.common import record, report, timing
-from benchmarks.common.options import positive
+from benchmarks.common.options import folder, positive, seed
 from benchmarks.common.record import RESULTS
 from benchmarks.drop_muon.steps import MODELS, Task, cutoffs_of, steps
 from dropmuon_optax.layers.leaves import join
@@ -216,8 +216,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every", type=positive, default=1, help="take every so many cutoffs"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--output", type=folder, default=RESULTS, help="folder")
     return parser.parse_args(arguments)
 
 

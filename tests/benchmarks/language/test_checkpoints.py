@@ -140,9 +140,7 @@ def test_a_damaged_file_is_noticed_and_the_one_before_taken(
 def test_a_damaged_folder_is_noticed(kept, capsys, change):
     change(kept / "4")
     found = (kept / "4").rglob("*")
-    check_fallback(
-        kept, capsys, {p.name: p.read_bytes() for p in found if p.is_file()}
-    )
+    check_fallback(kept, capsys, {p.name: p.read_bytes() for p in found if p.is_file()})
 
 
 def test_an_empty_folder_beside_them_is_skipped(kept, capsys):
