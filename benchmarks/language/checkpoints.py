@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+
+from benchmarks.common.record import check_folder
 
 NUM_KEPT = 2  # the newest, and the one before it should that be damaged
 DIGESTS = "digests.json"  # in each checkpoint: SHA-256 by file
@@ -134,25 +135,6 @@ class Store:
         """Lets go of the folder."""
         if self.manager is not None:
             self.manager.close()
-
-
-def check_folder(name: str, folder: Path) -> None:
-    """Refuses a folder in which nothing can be written; makes it if it isn't there.
-
-    Raises:
-        ValueError: Naming it, and why.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(1 << 16))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ValueError(
-            f"`{name}` must be a folder that can be written to, got {folder}: "
-            f"{error.strerror}"
-        ) from None
 
 
 def steps_in(folder: Path) -> list[int]:

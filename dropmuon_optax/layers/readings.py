@@ -185,7 +185,8 @@ class AmbiguousError(ValueError):
         self.leaf = f"{path!r} of shape {shape}"
         self.rule = (
             f"# {_views(shape, likely)}\n    {rule_for(path, norm, radius, likely)}"
-        )self.geometry = geometry
+        )
+        self.geometry = geometry
         super().__init__(how_to_settle([self.leaf], [self.rule], geometry))
 
 
