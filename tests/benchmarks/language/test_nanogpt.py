@@ -157,7 +157,7 @@ def test_a_record_is_written_before_the_text_is_sampled(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no text")
 
-    monkeypatch.setattr(lm_report, "sample", broken)
+    monkeypatch.setattr(report, "sample", broken)
     with pytest.raises(RuntimeError, match="no text"):
         run_main(tmp_path, "--optimizer", "adamw", "--steps", "1", "--evaluations", "1")
     assert len((tmp_path / "nanogpt.jsonl").read_text().splitlines()) == 1
