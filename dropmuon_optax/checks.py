@@ -18,6 +18,14 @@ def is_concrete(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _is_scalar(value: Any) -> bool:
+    """Whether `value` is an array of shape () of real numbers."""
+    if not hasattr(value, "dtype") or getattr(value, "shape", None) != ():
+        return False
+    kinds = jnp.integer, jnp.floating
+    return any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+
+
 def in_range(
     name: str,
     value: Any,
@@ -26,16 +34,18 @@ def in_range(
     *,
     open_low: bool = False,
     open_high: bool = False,
+    schedule: bool = False,
 ) -> None:
     """Refuses a number outside [low, high], and what is no number at all.
 
     Args:
       name: the argument's name, for the message.
-      value: a Python number, an array (whose value is not looked at), or a schedule.
+      value: a Python number, or an array of shape () (JAX's aren't looked into).
       low: the smallest value allowed.
       high: the largest value allowed.
       open_low: whether `low` itself is refused.
       open_high: whether `high` itself is refused.
+      schedule: whether a schedule, a function of the step count, is allowed too.
 
     Raises:
       ValueError: naming the argument, the interval and the value.
@@ -45,33 +55,56 @@ def in_range(
     ...
     ValueError: `momentum` must be in [0.0, 1.0), got 1.0
     """
-    if isinstance(value, jax.Array) or callable(value):
+    if schedule and callable(value):
         return
     interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
     if not is_concrete(value):
-        if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
-            value = float(value)
-        else:
-            raise ValueError(f"`{name}` must be a number in {interval}, got {value!r}")
+        if not _is_scalar(value):
+            raise ValueError(
+                f"`{name}` must be a number in {interval}"
+                f"{' or a schedule' if schedule else ''}, got {value!r}"
+            )
+        if isinstance(value, jax.Array):
+            return
+        value = float(value)
     above = value > low if open_low else value >= low
     below = value < high if open_high else value <= high
     if not (above and below):
         raise ValueError(f"`{name}` must be in {interval}, got {value!r}")
 
 
-def positive_int(name: str, value: Any) -> None:
-    """Refuses anything but a whole number of at least 1.
+def is_momentum(name: str, value: Any) -> None:
+    """Refuses what is no number in [0, 1) and no schedule."""
+    in_range(name, value, 0.0, 1.0, open_high=True, schedule=True)
+
+
+def positive_int(name: str, value: Any, *, optional: bool = False) -> None:
+    """Refuses anything but a whole number of at least 1; None too, unless `optional`.
 
     >>> positive_int("num_steps", 0)
     Traceback (most recent call last):
     ...
     ValueError: `num_steps` must be a whole number of at least 1, got 0
     """
+    if optional and value is None:
+        return
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < 1:
         raise ValueError(
             f"`{name}` must be a whole number of at least 1, got {value!r}"
         )
+
+
+def is_flag(name: str, value: Any) -> None:
+    """Refuses anything but True and False.
+
+    >>> is_flag("nesterov", "no")
+    Traceback (most recent call last):
+    ...
+    ValueError: `nesterov` must be True or False, got 'no'
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}")
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -128,3 +161,23 @@ def is_matrix(name: str, value: Any) -> None:
     dtype = jnp.result_type(value)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"`{name}` must be real floating-point, got {dtype}")
+
+
+def is_inexact(path: str, value: Any, kind: Any = jnp.inexact) -> None:
+    """Refuses a leaf that no step can move: of integers, bools, or no array at all.
+
+    Args:
+      path: the leaf's path.
+      value: an array, or its shape and dtype.
+      kind: `jnp.floating` refuses complex numbers too.
+
+    Raises:
+      ValueError: naming the leaf.
+    """
+    dtype = getattr(value, "dtype", type(value))
+    if not hasattr(value, "dtype") or not jnp.issubdtype(dtype, kind):
+        real = "real " if kind is jnp.floating else ""
+        raise ValueError(
+            f"the leaf {path!r} must be {real}floating-point, got {dtype} "
+            "(`optax.partition` or `optax.masked` keep it out)"
+        )

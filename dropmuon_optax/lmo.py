@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from dropmuon_optax import linalg
+from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers.leaves import (
     AdaptiveRadius,
     LayersFn,
@@ -17,6 +17,7 @@ from dropmuon_optax.layers.leaves import (
     join,
     movable_norm,
 )
+from dropmuon_optax.layers.trees import checked
 from dropmuon_optax.meshes import gathered, has_auto, like, spread
 from dropmuon_optax.norms import Norm
 
@@ -36,7 +37,8 @@ def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
       layers: a function from the parameters to a tree of `Layer`s.
 
     Returns:
-      A transformation without state. Its updates have the dtype of the gradients.
+      A transformation whose state is the step count k, for radii that are schedules.
+      Its updates have the dtype of the gradients.
 
     Raises:
       ValueError: from `init` and `update`, if a leaf has `norm=None`, is no real
@@ -53,32 +55,48 @@ def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
     References:
       Pethick et al., Scion, arXiv:2502.07529. Riabinin et al., Gluon, arXiv:2505.13416.
     """
+    checks.is_function("layers", layers)
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: Any) -> CountState:
         _check(join(layers, params))
-        return optax.EmptyState()
+        return first_count()
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         del params, extra
-        return tree_lmo(layers, updates), state
+        steps = tree_lmo(layers, updates, state.count)
+        return steps, CountState(optax.safe_increment(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return checked(optax.GradientTransformationExtraArgs(init, update))
 
 
-def tree_lmo(layers: LayersFn, updates: Any) -> Any:
-    """−LMO(g_i) for every leaf g_i of `updates`; see `scale_by_lmo`."""
+class CountState(NamedTuple):
+    """State of what follows schedules."""
+
+    count: Any  # k, steps taken, int32 of shape ()  # pyright: ignore
+
+
+def first_count() -> CountState:
+    """The state before the first step."""
+    return CountState(jnp.zeros((), jnp.int32))
+
+
+def tree_lmo(layers: LayersFn, updates: Any, count: Any) -> Any:
+    """−LMO(g_i) for every leaf g_i of `updates` at step k; see `scale_by_lmo`."""
     leaves = join(layers, updates)
     _check(leaves)
     stacks: dict[Any, list[_Member]] = {}
+    steps: list[dict[int, Array]] = [{} for _ in leaves]
     for position, leaf in enumerate(leaves):
+        if leaf.value.size == 0:
+            continue
         for piece, matrices in enumerate(leaf.view.to_pieces(leaf.value)):
             member = _Member(position, piece, leaf, matrices)
             stacks.setdefault(_key(member), []).append(member)
-    steps: list[dict[int, Array]] = [{} for _ in leaves]
     for members in stacks.values():
-        for member, step in zip(members, _stacked_oracle(members), strict=True):
+        found = _stacked_oracle(members, count)
+        for member, step in zip(members, found, strict=True):
             steps[member.position][member.piece] = step
     tree = [_whole(leaf, found) for leaf, found in zip(leaves, steps, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(updates), tree)
@@ -87,7 +105,7 @@ def tree_lmo(layers: LayersFn, updates: Any) -> Any:
 def _whole(leaf: Leaf, pieces: dict[int, Array]) -> Array:
     """The leaf that the steps of its pieces are, sharded as it is."""
     x, parts = leaf.value, [pieces[i] for i in sorted(pieces)]
-    return like(leaf.view.from_pieces(parts, x.shape), x)
+    return like(leaf.view.from_pieces(parts, x.shape), x) if parts else x
 
 
 class _Member(NamedTuple):
@@ -115,15 +133,15 @@ def _check(leaves: list[Leaf]) -> None:
         movable_norm(leaf)
 
 
-def _stacked_oracle(members: list[_Member]) -> list[Float[Array, "k m n"]]:
+def _stacked_oracle(members: list[_Member], count: Any) -> list[Float[Array, "k m n"]]:
     """One call of the oracle for matrices that may come from several leaves."""
     norm = members[0].leaf.layer.norm
     assert norm is not None  # _check has seen to it
-    counts = [member.matrices.shape[0] for member in members]
+    sizes = [member.matrices.shape[0] for member in members]
     parameters = [
-        _parameters(member.leaf.layer.radius)
-        for member, count in zip(members, counts, strict=True)
-        for _ in range(count)
+        _parameters(member.leaf.layer.radius, count)
+        for member, size in zip(members, sizes, strict=True)
+        for _ in range(size)
     ]
     columns = [list(column) for column in zip(*parameters, strict=True)]
     return _oracle(norm, [member.matrices for member in members], columns)
@@ -159,9 +177,10 @@ def lmo_rows(norm: Norm, stack: Array, parameters: list[Array]) -> Array:
     return jax.vmap(functools.partial(step, norm))(stack, *parameters)
 
 
-def _parameters(radius: Any) -> tuple[Any, ...]:
-    adaptive = isinstance(radius, AdaptiveRadius)
-    return (radius.l0, radius.l1) if adaptive else (radius,)
+def _parameters(radius: Any, count: Any) -> tuple[Any, ...]:
+    if isinstance(radius, AdaptiveRadius):
+        return radius.l0, radius.l1
+    return (radius(count) if callable(radius) else radius,)
 
 
 def _fixed_step(norm: Norm, g: Array, radius: Array) -> Array:

@@ -25,6 +25,8 @@ from benchmarks.common.options import (
     new_parser,
     optimizer_names,
     positive,
+    refusing,
+    seed,
     share,
 )
 from benchmarks.models import cnn
@@ -48,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dataset", choices=data.DATASETS, default="digits")
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and batches")
     parser.add_argument("--epochs", type=positive, help="default: by data set")
     parser.add_argument("--batch-size", type=positive, help="default: by data set")
     parser.add_argument(
@@ -86,8 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     target = options.target_accuracy or TARGET_ACCURACY[options.dataset]
     title = f"{options.dataset}, {options.model} CNN, seed {options.seed}"
     entries, status = [], 0
-    try:
+    with refusing("cnn"):
         task = build_task(options)
+    try:
         origin = record.provenance(seed=options.seed)
         for name in options.optimizers:
             rate = dict(options.learning_rate).get(name, OPTIMIZERS[name].learning_rate)

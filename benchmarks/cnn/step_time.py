@@ -20,7 +20,13 @@ import optax
 
 from benchmarks.common import data, record, report, timing, train
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import new_parser, optimizer_names, positive
+from benchmarks.common.options import (
+    new_parser,
+    optimizer_names,
+    positive,
+    refusing,
+    seed,
+)
 from benchmarks.models import cnn
 
 
@@ -40,15 +46,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
     parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--rounds", type=positive, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
-    dataset = data.load(options.dataset)
-    batch = next(data.batches(dataset, options.batch_size, 1, seed=options.seed))
+    with refusing("step_time"):
+        dataset = data.load(options.dataset)
+        batch = next(data.batches(dataset, options.batch_size, 1, seed=options.seed))
     programs, calls = {}, {}
     for name in options.optimizers:
         apply, params = cnn.build(batch[0].shape[1:], options.model, seed=options.seed)

@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,25 @@ def command() -> str:
     spec = getattr(main, "__spec__", None)
     script = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
     return " ".join(["python", script, shlex.join(sys.argv[1:])]).strip()
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Refuses a folder in which nothing can be written; makes it if it isn't there.
+
+    Raises:
+        ValueError: Naming it, and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be a folder that can be written to, got {str(folder)!r}: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:

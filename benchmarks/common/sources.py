@@ -1,7 +1,8 @@
 """The official files of MNIST, Fashion-MNIST and CIFAR-10: finding and reading them.
 
 If the environment variable `DROPMUON_DATA` names a folder, files are read there and
-accepted by their size and layout:
+accepted by their published hash (those of CIFAR-10, of whose archive alone there is
+one, by their size and labels):
 
     mnist/train-images-idx3-ubyte.gz, …            (4 files)
     fashion_mnist/train-images-idx3-ubyte.gz, …    (4 files)
@@ -12,6 +13,7 @@ is not the published one is refused.
 """
 
 import gzip
+import hashlib
 import os
 import zlib
 from dataclasses import dataclass
@@ -44,7 +46,7 @@ class Source:
 
     folder: str  # inside DROPMUON_DATA, and inside the cache
     address: str  # of the folder that has the files on the network; ends with "/"
-    hashes: dict[str, str]  # md5 of each file to download
+    hashes: dict[str, str]  # md5 of each file, or of the archive
     num_train: int = 0  # images in each training file
     num_test: int = 0  # images in the test file
 
@@ -204,6 +206,12 @@ def find_local(source: Source, name: str) -> Path | None:
         raise FileNotFoundError(
             f"{path} is missing. {DATA_VARIABLE} is set to {folder}: put the official "
             f"file there (from {source.address}), or unset the variable to download it."
+        )
+    known, content = source.hashes.get(name), path.read_bytes()
+    if known and (found := hashlib.md5(content).hexdigest()) != known:
+        raise ValueError(
+            f"{path} must be the official file (from {source.address}), whose MD5 is "
+            f"{known}, got {len(content)} bytes of MD5 {found}"
         )
     return path
 

@@ -2,6 +2,7 @@
 
     shakespeare   1.1 MB by Shakespeare; the first 90 % train, the rest validates, as in
                   nanoGPT. By characters (65 of them), or by GPT-2's encoding.
+    text          a text of your own, split likewise.
     wiki          English Wikipedia of May 2015, a sample of 21.7 million tokens.
     c4            the opening of C4 (en) 3.1.0: 0.44 million tokens.
     fineweb       FineWeb-10B, in the token shards that modded-nanogpt trains on.
@@ -24,10 +25,13 @@ from benchmarks.common.text_files import (
     Tokens,
     decode_gpt2,
     encode_gpt2,
+    find_own,
+    read_text,
 )
 
 TOKENIZERS = ("char", "gpt2")
-DATASETS = ("shakespeare", *text_files.TOKEN_FOLDERS, "fineweb")
+CHARACTERS = ("shakespeare", "text")  # read by characters unless told
+DATASETS = (*CHARACTERS, *text_files.TOKEN_FOLDERS, "fineweb")
 TRAIN_SHARE = 0.9  # of Shakespeare, as in nanoGPT
 
 Shards = tuple[Tokens, ...]
@@ -50,8 +54,8 @@ def load(name: str, tokenizer: str | None = None) -> Corpus:
 
     Args:
         name: The data set.
-        tokenizer: One of `TOKENIZERS`; None is "char" for Shakespeare, and "gpt2" for
-            the others, which have no other.
+        tokenizer: One of `TOKENIZERS`; None is "char" for Shakespeare and a text of
+            your own, and "gpt2" for the others, which have no other.
 
     Raises:
         ValueError: If a name is unknown, or a file is not what it should be.
@@ -60,16 +64,17 @@ def load(name: str, tokenizer: str | None = None) -> Corpus:
     """
     if name not in DATASETS:
         raise ValueError(f"`name` must be one of {', '.join(DATASETS)}, got {name!r}")
-    known = TOKENIZERS if name == "shakespeare" else ("gpt2",)
+    known = TOKENIZERS if name in CHARACTERS else ("gpt2",)
     tokenizer = tokenizer or known[0]
     if tokenizer not in known:
         raise ValueError(
             f"`tokenizer` of {name} must be one of {', '.join(known)}, "
             f"got {tokenizer!r}"
         )
-    if name == "shakespeare":
-        content = find_file(text_files.SHAKESPEARE, "input.txt").read_bytes()
-        return split_text(name, content.decode(), tokenizer)
+    if name in CHARACTERS:
+        own = name == "text"
+        path = find_own() if own else find_file(text_files.SHAKESPEARE, "input.txt")
+        return split_text(name, read_text(path), tokenizer)
     if name == "fineweb":
         paths = [text_files.find_shards(part) for part in ("train", "val")]
         train, validation = (tuple(map(text_files.open_shard, p)) for p in paths)

@@ -2,7 +2,8 @@
 
 If the environment variable `DROPMUON_DATA` names a folder, files are read there:
 
-    tinyshakespeare/input.txt
+    tinyshakespeare/input.txt                      (the official one, by its hash)
+    text/input.txt                                 (UTF-8; any text of your own)
     gpt2/encoder.json, gpt2/vocab.bpe              (to read or write GPT-2's tokens)
     wiki_en_2015/train.bin, wiki_en_2015/val.bin
     c4_en/train.bin, c4_en/val.bin
@@ -15,7 +16,8 @@ hashes of fineweb's, so a download could not be told from something else. They a
 from `DROPMUON_DATA` alone and accepted by their layout:
 
 - wiki, c4: GPT-2 ids, little-endian uint16, 50256 first and between documents.
-  `write_tokens` writes this from documents.
+  `write_tokens` writes this from documents. A file of fewer than 4096 tokens is taken
+  for what is left of one.
 - fineweb: 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros),
   then the ids as above. Only header and size are checked, since a shard is large.
 """
@@ -57,6 +59,7 @@ GPT2_SHA256 = {  # those that tiktoken pins; checked wherever the files come fro
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
+MIN_TOKENS = 4096  # of a file of tokens, lest the rest of one train
 TOKEN_FOLDERS = {"wiki": "wiki_en_2015", "c4": "c4_en"}
 FINEWEB_FOLDER = "fineweb10B"
 
@@ -101,6 +104,32 @@ def decode_gpt2(tokens: Sequence[int]) -> str:
 # ---------------------------------------------------------------------------- files
 
 
+def find_own() -> Path:
+    """The path of a text of one's own, which `DROPMUON_DATA` must have."""
+    root = os.environ.get(DATA_VARIABLE)
+    if root and (path := Path(root) / "text" / "input.txt").is_file():
+        return path
+    raise FileNotFoundError(
+        f"text/input.txt is missing: set {DATA_VARIABLE} to a folder that has it; "
+        f"it is {root or 'not set'}"
+    )
+
+
+def read_text(path: Path) -> str:
+    """A text in UTF-8.
+
+    Raises:
+        ValueError: If it is none, or empty.
+    """
+    try:
+        content = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, got: {error}") from None
+    if not content:
+        raise ValueError(f"{path} must hold a text, got 0 bytes")
+    return content
+
+
 def find_tokens(name: str, file: str) -> Path:
     """The path of a token file of wiki or c4, which `DROPMUON_DATA` must have."""
     folder = TOKEN_FOLDERS[name]
@@ -141,6 +170,10 @@ def open_tokens(path: Path) -> Tokens:
     if size == 0 or size % TOKEN.itemsize:
         raise ValueError(f"{path} must hold whole uint16 tokens, got {size} bytes")
     tokens = np.memmap(path, TOKEN, mode="r")
+    if len(tokens) < MIN_TOKENS:
+        raise ValueError(
+            f"{path} must hold at least {MIN_TOKENS} tokens, got {len(tokens)}"
+        )
     if tokens[0] != END_OF_TEXT:
         raise ValueError(f"{path} must start with {END_OF_TEXT}, got {tokens[0]}")
     if (largest := int(tokens.max())) >= GPT2_VOCAB_SIZE:

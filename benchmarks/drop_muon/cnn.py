@@ -30,7 +30,15 @@ from flax import nnx
 
 import dropmuon_optax as dm
 from benchmarks.common import data, record, timing, train
-from benchmarks.common.options import new_parser, positive
+from benchmarks.common.options import (
+    count,
+    file_name,
+    new_parser,
+    positive,
+    rate,
+    refusing,
+    seed,
+)
 from benchmarks.drop_muon import methods as drop_methods
 from benchmarks.drop_muon import report
 from benchmarks.drop_muon.methods import METHODS, Method, Plan, Programs
@@ -170,8 +178,8 @@ def plans(
     names = names[turn:] + names[:turn]
     for budget_s in [None, *budgets] if steps else budgets:
         for name in names:
-            for rate in options.learning_rate.get(name, [METHODS[name].learning_rate]):
-                method = METHODS[name]._replace(learning_rate=rate)
+            for peak in options.learning_rate.get(name, [METHODS[name].learning_rate]):
+                method = METHODS[name]._replace(learning_rate=peak)
                 if budget_s is None:
                     plan = drop_methods.plan_steps(method, steps, bench.optimal, seed)
                 else:
@@ -192,10 +200,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", nargs="+", choices=data.DATASETS, default=IMAGE_SETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000, help="0: not protocol (i)")
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2])
+    parser.add_argument("--steps", type=count, default=1000, help="0: not protocol (i)")
     parser.add_argument("--epochs", type=positive, help="in place of --steps")
-    parser.add_argument("--budgets", nargs="*", type=float, default=[4.0, 8.0, 16.0])
+    parser.add_argument("--budgets", nargs="*", type=rate, default=[4.0, 8.0, 16.0])
     parser.add_argument(
         "--learning-rate",
         nargs="+",
@@ -211,7 +219,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=positive, default=20, help="to time a step")
     parser.add_argument("--limit", type=positive, help="use only the first images")
-    parser.add_argument("--name", default="drop_muon_cnn", help="of the files")
+    parser.add_argument(
+        "--name", type=file_name, default="drop_muon_cnn", help="of the files"
+    )
     options = parser.parse_args(arguments)
     options.learning_rate = dict(options.learning_rate)
     return options
@@ -222,10 +232,7 @@ def rates(text: str) -> tuple[str, list[float]]:
     name, _, values = text.partition("=")
     if name not in METHODS:
         raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
-    try:
-        return name, [float(value) for value in values.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}") from None
+    return name, [rate(value) for value in values.split(",")]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -233,17 +240,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     lines = options.output / f"{options.name}.jsonl"
     for dataset in options.data:
-        bench, entries = prepare(options, dataset), []
-        for seed in options.seeds:
-            origin = record.provenance(seed=seed)
-            for name, method, plan, setting in plans(bench, options, seed):
+        with refusing("drop_muon.cnn"):
+            bench, entries = prepare(options, dataset), []
+        for number in options.seeds:
+            origin = record.provenance(seed=number)
+            for name, method, plan, setting in plans(bench, options, number):
                 readings = 1 if setting["budget_s"] else options.evaluations
                 entry = {
                     **bench.common,
                     "method": name,
                     "learning_rate": method.learning_rate,
                     **setting,
-                    **run(bench, method, plan, options, seed, readings),
+                    **run(bench, method, plan, options, number, readings),
                     **origin,
                 }
                 record.append(lines, entry)

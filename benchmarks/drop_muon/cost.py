@@ -25,7 +25,7 @@ from tqdm import tqdm, trange
 
 from benchmarks.cnn import step_time
 from benchmarks.common import record, report, timing
-from benchmarks.common.options import new_parser, positive
+from benchmarks.common.options import new_parser, positive, seed
 from benchmarks.drop_muon.steps import MODELS, Task, cutoffs_of, steps
 from dropmuon_optax.layers.leaves import join
 
@@ -214,7 +214,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every", type=positive, default=1, help="take every so many cutoffs"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     return parser.parse_args(arguments)
 
 

@@ -14,15 +14,22 @@ Expected: the README beside this file.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.common import record
-from benchmarks.common.options import positive, share
+from benchmarks.common.options import (
+    folder,
+    momentum,
+    positive,
+    rate,
+    refusing,
+    seed,
+    share,
+)
 from benchmarks.common.record import RESULTS
 from benchmarks.ef21_muon import bytes as ef21_bytes
 from benchmarks.ef21_muon import cost, losses, report
-from benchmarks.ef21_muon.compressors import pair
+from benchmarks.ef21_muon.compressors import pair_name
 
 NAME = "ef21_muon"
 PARTS = ("bytes", "losses", "cost")
@@ -64,8 +71,8 @@ def sweep(options: argparse.Namespace) -> None:
 
         tried = [run(rate, options.seeds[0]) for rate in options.rates]
         best = min(tried, key=losses.order)["learning_rate"]
-        for seed in options.seeds[1:]:
-            run(best, seed)
+        for number in options.seeds[1:]:
+            run(best, number)
 
 
 def time(options: argparse.Namespace) -> None:
@@ -87,33 +94,41 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         name: parts.add_parser(name, formatter_class=form) for name in (*PARTS, "show")
     }
     for part in adds.values():
-        part.add_argument("--output", type=Path, default=RESULTS, help="folder")
+        part.add_argument("--output", type=folder, default=RESULTS, help="folder")
     ef21_bytes.add_options(adds["bytes"])
     cost.add_options(adds["cost"])
     add = adds["losses"].add_argument
     pairs = ["identity/dense", "natural/same", "top10_natural/dense"]
     pairs += ["top10_natural/natural", "top10_natural/same", "top20_natural/same"]
     pairs += ["top30_natural/same", "rank10_natural/natural"]
-    add("--pairs", nargs="+", default=pairs, metavar="WORKER/SERVER")
-    add("--rates", nargs="+", type=float, default=[2.5e-4, 5e-4, 1e-3])
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    kinds: dict[str, Any] = {"momentum": float, "warm_down": share, "initial": str}
+    add("--pairs", nargs="+", type=pair_name, default=pairs, metavar="WORKER/SERVER")
+    add("--rates", nargs="+", type=rate, default=[2.5e-4, 5e-4, 1e-3])
+    add("--seeds", nargs="+", type=seed, default=[0, 1, 2])
+    kinds: dict[str, Any] = {
+        "momentum": momentum,
+        "warm_down": share,
+        "initial": initial,
+    }
     for name, default in losses.Plan._field_defaults.items():
         flag = "--" + name.removeprefix("num_").replace("_", "-")
         add(flag, dest=name, type=kinds.get(name, positive), default=default)
-    options = parser.parse_args(arguments)
-    for name in getattr(options, "pairs", []):
-        try:
-            pair(name)
-        except ValueError as error:
-            parser.error(str(error))
-    return options
+    return parser.parse_args(arguments)
+
+
+def initial(text: str) -> str:
+    """Reads what the momentum starts from."""
+    if text not in ("zeros", "gradient"):
+        raise argparse.ArgumentTypeError(f"must be zeros or gradient, got {text!r}")
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
     work = {"bytes": count, "losses": sweep, "cost": time}.get(options.part)
+    if options.part == "losses":
+        with refusing(NAME):  # before the first of many runs
+            losses.check(options)
     if work is not None:
         work(options)
     report.show(options.output, PARTS if work is None else [options.part])

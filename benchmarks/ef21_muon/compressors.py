@@ -4,6 +4,7 @@
 powers of two, and so does the server. `/dense` is a server that compresses nothing.
 """
 
+import argparse
 from typing import Any, NamedTuple
 
 from dropmuon_optax.compressors import (
@@ -63,6 +64,15 @@ def pair(name: str) -> Pair:
             f"{', '.join([*COMPRESSORS, 'dense', 'same'])}, got {name!r}"
         )
     return Pair(COMPRESSORS[worker], {**COMPRESSORS, **servers}[server])
+
+
+def pair_name(text: str) -> str:
+    """Reads the name of a pair from a command line."""
+    try:
+        pair(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def all_reduce_bytes(num_parameters: int, num_workers: int, width: int = 4) -> float:

@@ -17,8 +17,8 @@ import optax
 
 import dropmuon_optax as dm
 from benchmarks.common import report, timing
-from benchmarks.common.options import positive
-from benchmarks.ef21_muon.compressors import COMPRESSORS, pair
+from benchmarks.common.options import positive, seed
+from benchmarks.ef21_muon.compressors import COMPRESSORS, pair, pair_name
 from benchmarks.models import nanogpt
 from dropmuon_optax.compressors import Compressor, TopK
 
@@ -31,12 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     pairs = ["natural/same", "top10_natural/same", "top20_natural/same"]
     pairs += ["top30_natural/same", "rank10_natural/natural"]
-    add("--pairs", nargs="+", default=pairs, metavar="WORKER/SERVER")
+    add("--pairs", nargs="+", type=pair_name, default=pairs, metavar="WORKER/SERVER")
     add("--preset", choices=list(nanogpt.PRESETS), default="small")
     add("--batch-size", type=positive, default=16, help="windows of a step")
     add("--length", type=positive, default=256, help="tokens of context")
     add("--rounds", type=positive, default=8)
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -53,6 +53,17 @@ class Task(NamedTuple):
     losses: Callable[..., Any]  # (params, state) -> validation losses at X and at W
 
 
+def check(plan: Plan, num_workers: int | None) -> None:
+    """Loads the text, and sees whether workers can read windows of it.
+
+    Raises:
+        ValueError: If their pieces are too short.
+    """
+    corpus = text.load(plan.dataset)
+    text.num_starts(pieces(corpus.train, num_workers or 1, 0), plan.length)
+    text.num_starts(corpus.validation, plan.length)
+
+
 def build(plan: Plan) -> Task:
     """The network, its optimizer, and the compiled step."""
     corpus = text.load(plan.dataset)

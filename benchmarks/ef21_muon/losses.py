@@ -75,6 +75,22 @@ def config_of(plan: Plan, vocab_size: int) -> nanogpt.Config:
     )
 
 
+def check(options: Any) -> None:
+    """Loads the text, and sees whether workers can read windows of it.
+
+    Raises:
+        ValueError: If it is too short, or the heads don't fit the width.
+    """
+    corpus = text.load("shakespeare")
+    for part in (corpus.train, corpus.validation):
+        text.num_starts(part, options.length)
+    if options.width % options.num_heads:
+        raise ValueError(
+            f"`width` must be a multiple of the {options.num_heads} heads, "
+            f"got {options.width}"
+        )
+
+
 def build(plan: Plan, name: str) -> Task:
     """Compiles the step and the evaluation of a pair."""
     corpus = text.load("shakespeare")

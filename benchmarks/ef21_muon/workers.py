@@ -24,10 +24,18 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from benchmarks.common import record, report, timing, workers
-from benchmarks.common.options import new_parser, positive
+from benchmarks.common.options import (
+    folder,
+    momentum,
+    new_parser,
+    positive,
+    rate,
+    refusing,
+    seed,
+)
 from benchmarks.ef21_muon import loop
 from benchmarks.ef21_muon.steps import METHODS, Plan
-from benchmarks.language.checkpoints import Store
+from benchmarks.language.checkpoints import Store, steps_in
 from benchmarks.models import nanogpt
 
 NAME = "ef21_workers"
@@ -48,19 +56,7 @@ def one_run(
     options: argparse.Namespace, method: str, progress: workers.Progress, done: int
 ) -> dict[str, Any]:
     """Trains by one method; returns its record."""
-    plan = Plan(
-        method=method,
-        preset=options.preset,
-        dataset=options.dataset,
-        num_steps=options.steps,
-        every=options.every,
-        batch_size=options.batch_size,
-        length=options.length,
-        learning_rate=options.learning_rate,
-        momentum=options.momentum,
-        seed=options.seed,
-        num_workers=jax.device_count(),
-    )
+    plan = plan_of(options, method, jax.device_count())
     task = loop.build(plan)
     store = None
     if options.checkpoints:
@@ -78,6 +74,23 @@ def one_run(
         **record.provenance(seed=plan.seed),
         "command": os.environ.get(workers.COMMAND) or record.command(),
     }
+
+
+def plan_of(options: argparse.Namespace, method: str, num_workers: int = 1) -> Plan:
+    """A method's run, as the command line says."""
+    return Plan(
+        method=method,
+        preset=options.preset,
+        dataset=options.dataset,
+        num_steps=options.steps,
+        every=options.every,
+        batch_size=options.batch_size,
+        length=options.length,
+        learning_rate=options.learning_rate,
+        momentum=options.momentum,
+        seed=options.seed,
+        num_workers=num_workers,
+    )
 
 
 def measurements(task: Any, history: Any, times: list[float]) -> dict[str, Any]:
@@ -199,30 +212,43 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     methods = ["dense", "natural", "top10_natural"]
     add("--methods", nargs="+", choices=list(METHODS), default=methods)
     add("--preset", choices=list(nanogpt.PRESETS), default="tiny")
-    add("--dataset", choices=("shakespeare", "wiki", "c4"), default="shakespeare")
+    add(
+        "--dataset",
+        choices=("shakespeare", "text", "wiki", "c4"),
+        default="shakespeare",
+    )
     add("--steps", type=positive, default=200)
     add("--every", type=positive, default=20, help="steps between looks and saves")
     add("--batch-size", type=positive, default=8, help="windows of each worker")
     add("--length", type=positive, default=64, help="characters of context")
-    add("--learning-rate", type=float, default=5e-4)
-    add("--momentum", type=float, default=0.9)
-    add("--seed", type=int, default=0)
+    add("--learning-rate", type=rate, default=5e-4)
+    add("--momentum", type=momentum, default=0.9)
+    add("--seed", type=seed, default=0)
     add(
-        "--checkpoints", type=Path, help="folder that all workers share; none: no saves"
+        "--checkpoints",
+        type=folder,
+        help="folder that all workers share; none: no saves",
     )
     add("--resume", action="store_true", help="go on from the newest checkpoint")
-    add(
-        "--deadline", type=float, default=3600.0, help="seconds until workers are ended"
-    )
+    add("--deadline", type=rate, default=3600.0, help="seconds until workers are ended")
     options = parser.parse_args(arguments)
     if options.resume and not options.checkpoints:
         parser.error("--resume needs the folder of --checkpoints")
+    for method in options.methods if options.checkpoints else ():
+        used = options.checkpoints / method
+        if not options.resume and steps_in(used):
+            parser.error(
+                f"--checkpoints {options.checkpoints} holds a run of {method}: go on "
+                "from it with --resume, or choose another folder"
+            )
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
+    with refusing(NAME):  # here, and not by each of the workers
+        loop.check(plan_of(options, options.methods[0]), options.processes)
     if options.processes is None or workers.is_launched():
         work(options)
         if jax.process_index() == 0 and not workers.is_launched():

@@ -2,60 +2,109 @@
 
 A step's batch, learning rate and set of layers are functions of (seed, step), so a run
 that goes on from a checkpoint ends with the bits of one that was not interrupted.
+
+Each checkpoint has a digest of every file in it, `digests.json`, written last: one that
+was cut short, or in which a byte has changed, is known by it, and the one before is
+taken. What is damaged is put aside under another name, never deleted.
 """
 
+import hashlib
+import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from benchmarks.common.record import check_folder
 
 NUM_KEPT = 2  # the newest, and the one before it should that be damaged
+DIGESTS = "digests.json"  # in each checkpoint: SHA-256 by file
+NOTES = Path("notes", "metadata")  # where Orbax puts JSON
 
 
 class Store:
     """The checkpoints of one run, in a folder of their own."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
-        """Opens a folder, or makes it.
+        """Makes the folder, if there is none.
 
         Args:
             folder: Of the checkpoints.
             settings: All that the run's numbers depend on, as JSON. A run goes on from
                 a checkpoint with the same settings only.
-        """
-        self.settings = settings
-        options = ocp.CheckpointManagerOptions(max_to_keep=NUM_KEPT)
-        self.manager = ocp.CheckpointManager(folder.resolve(), options=options)
-
-    def save(self, step: int, state: Any, history: list[dict[str, Any]]) -> None:
-        """Keeps the state after `step` steps; returns while it is being written."""
-        notes = {"settings": self.settings, "history": history}
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
-            ),
-        )
-
-    def restore(self, state: Any) -> tuple[Any, list[dict[str, Any]]] | None:
-        """The newest state, laid out as `state` is, and the history; None if none is.
 
         Raises:
-            ValueError: If it is a checkpoint of a run with other settings.
+            ValueError: If nothing can be written there.
         """
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        notes = self.manager.restore(
-            step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
-        )["notes"]
+        check_folder("checkpoint", folder)
+        self.folder, self.settings = folder.resolve(), settings
+        self.manager: Any = None  # only once what is damaged has been put aside
+
+    def save(self, step: int, state: Any, history: list[dict[str, Any]]) -> None:
+        """Keeps the state after `step` steps, and then drops all but two.
+
+        Raises:
+            OSError: If it could not be written; the last one is still there.
+        """
+        notes = {"settings": self.settings, "history": history}
+        try:
+            if self.manager is None:
+                options = ocp.CheckpointManagerOptions(max_to_keep=NUM_KEPT)
+                self.manager = ocp.CheckpointManager(self.folder, options=options)
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+                ),
+            )
+            self.manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_digests(self.folder / str(step))
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"checkpoint {step} could not be written to {self.folder}: "
+                f"{in_one_line(error)}; those before it are kept"
+            ) from error
+
+    def restore(self, state: Any) -> tuple[Any, list[dict[str, Any]]] | None:
+        """The newest whole state, laid out as `state` is, and the history.
+
+        What is newer and damaged is named on standard error, and put aside.
+
+        Returns:
+            State and history; None if there is no checkpoint.
+
+        Raises:
+            ValueError: If it is a checkpoint of a run with other settings, or there are
+                checkpoints and none is whole.
+        """
+        steps = steps_in(self.folder)
+        damaged: dict[int, str] = {}
+        for step in steps:
+            reason = damage(self.folder / str(step))
+            if reason is None:
+                break
+            damaged[step] = reason
+        if len(damaged) == len(steps):
+            if not steps:
+                return None
+            reasons = ", ".join(f"{step} ({why})" for step, why in damaged.items())
+            raise ValueError(
+                "`checkpoint` must hold a whole checkpoint, got none in "
+                f"{self.folder}: {reasons}"
+            )
+        found = self.folder / str(steps[len(damaged)])
+        notes = json.loads((found / NOTES).read_text())
         self.check(notes["settings"])
         layout = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        restored = self.manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(layout))
-        )
-        return restored["state"], notes["history"]
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(found / "state", layout)
+        self.put_aside(damaged)
+        return restored, notes["history"]
 
     def check(self, found: dict[str, Any]) -> None:
         """Refuses a checkpoint of a run with other settings."""
@@ -66,10 +115,74 @@ class Store:
             ours = {name: self.settings.get(name) for name in other}
             raise ValueError(
                 f"`checkpoint` must be a folder of a run with {ours}, got one "
-                f"with {theirs}: {self.manager.directory}"
+                f"with {theirs}: {self.folder}"
             )
 
+    def put_aside(self, damaged: dict[int, str]) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again."""
+        if damaged and jax.process_count() > 1:  # all have looked
+            multihost_utils.sync_global_devices("looked at checkpoints")
+        for step, reason in damaged.items() if jax.process_index() == 0 else ():
+            source, number = self.folder / str(step), 1
+            while (aside := self.folder / f"{step}.damaged{number}").exists():
+                number += 1
+            source.rename(aside)
+            print(f"skipped checkpoint {step}: {reason}; now {aside}", file=sys.stderr)
+        if damaged and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("put checkpoints aside")
+
     def close(self) -> None:
-        """Waits until everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Lets go of the folder."""
+        if self.manager is not None:
+            self.manager.close()
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of which the folder has something like a checkpoint, newest first."""
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir()]
+    return sorted((int(n) for n in names if n.isdecimal()), reverse=True)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if it is as it was written."""
+    try:
+        expected = json.loads((checkpoint / DIGESTS).read_bytes())
+        found = digests(checkpoint)
+    except (OSError, ValueError):
+        return f"its {DIGESTS} is missing or damaged"
+    if not isinstance(expected, dict) or str(NOTES) not in expected:
+        return f"its {DIGESTS} is missing or damaged"
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != expected.get(name):
+            return f"{name} is not as it was written"
+    return None
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint, by its path inside."""
+    found = {}
+    for path in sorted(checkpoint.rglob("*")):
+        name = str(path.relative_to(checkpoint))
+        if path.is_file() and name not in (DIGESTS, f".{DIGESTS}"):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def write_digests(checkpoint: Path) -> None:
+    """Writes `digests.json`, wholly or not at all."""
+    whole = checkpoint / f".{DIGESTS}"
+    with whole.open("w") as file:
+        json.dump(digests(checkpoint), file)
+        file.flush()
+        os.fsync(file.fileno())
+    whole.replace(checkpoint / DIGESTS)
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of an error, cut to what says what is wrong."""
+    return " ".join(str(error).split())[:300]

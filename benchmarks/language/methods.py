@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     build: Callable[[Model], Method]
     learning_rate: float
     on_estimates: bool = False  # whether `Model.estimated` has to be there
+    options: tuple[str, ...] = ("radius", "sign_radius")  # of the command line: used
 
 
 def muon(model: Model, rate: optax.Schedule) -> Any:
@@ -85,13 +86,13 @@ def muon_layers(model: Model) -> Any:
 # Where `sweep` starts from and `nanogpt` stays unless told: about the best for the
 # preset `tiny` with a sign radius of 500.
 OPTIMIZERS = {
-    "muon": Entry(partial(plain, muon), 0.02),
+    "muon": Entry(partial(plain, muon), 0.02, options=("adam_share",)),
     "scion": Entry(partial(plain, lambda m, rate: dm.scion(rate, m.layers)), 5e-4),
     "gluon": Entry(partial(plain, lambda m, rate: dm.gluon(rate, m.layers)), 5e-4),
     "gluon_theory": Entry(partial(plain, on_theory), 0.5, on_estimates=True),
     "drop_muon": Entry(partial(dropping, uniform), 5e-4),
     "drop_muon_staged": Entry(partial(dropping, staged), 5e-4),
     "ef21_muon": Entry(compressed, 5e-4),
-    "optax_muon": Entry(partial(plain, optax_muon), 0.02),
-    "adamw": Entry(partial(plain, lambda m, rate: optax.adamw(rate)), 2e-3),
+    "optax_muon": Entry(partial(plain, optax_muon), 0.02, options=("adam_share",)),
+    "adamw": Entry(partial(plain, lambda m, rate: optax.adamw(rate)), 2e-3, options=()),
 }

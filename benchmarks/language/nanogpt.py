@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from benchmarks.common import record, text, workers
+from benchmarks.common.options import refusing
 from benchmarks.language import radii as lm_radii
 from benchmarks.language import report, train
 from benchmarks.language.checkpoints import Store
@@ -41,15 +42,19 @@ PADDING = 64  # a vocabulary of tokens is padded to a multiple: 50257 to 50304
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
-    if options.distributed:
-        workers.join()
-    task = build_task(options)
-    rate = options.lr or OPTIMIZERS[options.optimizer].learning_rate
-    plan = plan_of(options, rate, options.seeds[0])
+    with refusing("nanogpt"):
+        if options.distributed:
+            workers.join()
+        task = build_task(options)
+        rate = options.lr or OPTIMIZERS[options.optimizer].learning_rate
+        plan = plan_of(options, rate, options.seeds[0])
+        train.check(task, plan)
+        task.corpus.encode(options.prompt)  # which may have characters of its own
     origin = record.provenance(seed=options.seeds[0])
     method = build_method(task, options.optimizer, plan)
     with open_store(options, plan) as store:
-        run = train.Run(task, options.optimizer, method, plan, store)
+        with refusing("nanogpt"):
+            run = train.Run(task, options.optimizer, method, plan, store)
         if run.num_restored:
             tell(f"going on from step {run.step}")
         try:
@@ -57,6 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             tell("\ninterrupted; --checkpoint has all up to the last evaluation")
             return INTERRUPTED
+        except OSError as error:  # a full disk, say
+            tell(f"\nnanogpt: {error}")
+            return 1
+    entry = entry_of(options, run, origin)
+    if jax.process_index() == 0:
+        record.append(options.output / "nanogpt.jsonl", entry)
     sampled = report.sample(
         task.model.apply,
         run.evaluated,
@@ -67,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         seed=options.seeds[0],
     )
     if jax.process_index() == 0:
-        finish(options, run, origin, sampled)
+        finish(options, entry, sampled)
     return 0
 
 
@@ -155,21 +166,21 @@ def advance(run: train.Run, stop_at: int | None) -> None:
                 return
 
 
-def finish(
-    options: argparse.Namespace,
-    run: train.Run,
-    origin: dict[str, Any],
-    sampled: str,
-) -> None:
-    """Appends the run's line, and shows table, picture and text."""
-    entry = {
+def entry_of(
+    options: argparse.Namespace, run: train.Run, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """The run's line."""
+    return {
         "benchmark": "nanogpt",
         **settings(options, run.name, run.plan),
         **train.measurements(run),
         **origin,
     }
+
+
+def finish(options: argparse.Namespace, entry: dict[str, Any], sampled: str) -> None:
+    """Shows table, picture and text."""
     lines = options.output / "nanogpt.jsonl"
-    record.append(lines, entry)
     name = f"nanogpt_{options.data}_{options.preset}_{options.optimizer}"
     picture = options.output / f"{name}_seed{options.seeds[0]}.png"
     title = f"{options.data}, {options.preset}, seed {options.seeds[0]}"

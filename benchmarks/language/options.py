@@ -1,10 +1,9 @@
 """The command line of `nanogpt`, and the defaults of each size."""
 
 import argparse
-from pathlib import Path
 
 from benchmarks.common import text, workers
-from benchmarks.common.options import positive
+from benchmarks.common.options import count, folder, positive, rate, seed, within
 from benchmarks.common.record import RESULTS
 from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.steps import ADAM_SHARE
@@ -19,6 +18,11 @@ SIZES = {
     "small": (2000, 32, 256, 1),
     "124m": (5100, 512, 1024, 16),
 }
+DEFAULTS = {
+    "radius": nanogpt.HIDDEN_RADIUS,
+    "sign_radius": nanogpt.SIGN_RADIUS,
+    "adam_share": ADAM_SHARE,
+}
 SCHEDULES = {"124m": 1450 / 5100}  # the share of Scion's warm-down; else WARM_DOWN
 WARM_DOWN = 0.5
 
@@ -31,7 +35,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="muon")
     parser.add_argument("--lr", type=rate, help="peak learning rate")
-    parser.add_argument("--checkpoint", type=Path, help="folder to go on from")
+    parser.add_argument("--checkpoint", type=folder, help="folder to go on from")
     parser.add_argument(
         "--stop-at", type=positive, help="end at the first evaluation from this step on"
     )
@@ -41,17 +45,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="over several hosts, by jax.distributed: on a cluster that it knows, or "
         f"by {workers.ADDRESS}, {workers.NUM_PROCESSES} and {workers.RANK}",
     )
-    parser.add_argument("--sample", type=int, default=300, help="tokens of text at end")
-    parser.add_argument("--prompt", default="\n", help="what that text starts with")
+    parser.add_argument(
+        "--sample", type=count, default=300, help="tokens of text at end"
+    )
+    parser.add_argument(
+        "--prompt", type=prompt, default="\n", help="what that text starts with"
+    )
     add_common(parser)
     parser.add_argument(
         "--seed",
         dest="seeds",
-        type=lambda text: [int(text)],
+        type=lambda text: [seed(text)],
         default=[0],
         help="of weights, batches, and the layers that move",
     )
     options = parser.parse_args(arguments)
+    check_used(parser, options, [options.optimizer])
     fill_in(options)
     return options
 
@@ -60,7 +69,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds what `nanogpt` and `sweep` have in common."""
     parser.add_argument("--data", choices=text.DATASETS, default="shakespeare")
     parser.add_argument(
-        "--tokens", choices=text.TOKENIZERS, help="default: char for shakespeare"
+        "--tokens",
+        choices=text.TOKENIZERS,
+        help="default: char for a text",
     )
     parser.add_argument("--preset", choices=list(nanogpt.PRESETS), default="tiny")
     parser.add_argument(
@@ -73,14 +84,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=positive, help=f"of context; {by_preset}")
     parser.add_argument("--accumulation", type=positive, help=f"parts; {by_preset}")
     parser.add_argument(
-        "--warm-down", type=share, help="share of the steps over which the rate falls"
+        "--warm-down",
+        type=share_or_none,
+        help="share of steps in which the rate falls",
     )
-    parser.add_argument("--radius", type=rate, default=nanogpt.HIDDEN_RADIUS)
-    parser.add_argument("--sign-radius", type=rate, default=nanogpt.SIGN_RADIUS)
-    parser.add_argument("--adam-share", type=rate, default=ADAM_SHARE)
+    parser.add_argument("--radius", type=rate, help="of blocks' matrices")
+    parser.add_argument("--sign-radius", type=rate, help="of embedding, head")
+    parser.add_argument("--adam-share", type=rate, help="of Muon's rate")
     parser.add_argument("--evaluations", type=positive, default=20)
     parser.add_argument("--validation-windows", type=positive, default=64)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument("--output", type=folder, default=RESULTS, help="folder")
 
 
 def fill_in(options: argparse.Namespace) -> None:
@@ -89,24 +102,37 @@ def fill_in(options: argparse.Namespace) -> None:
     for name, value in zip(names, SIZES[options.preset], strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
+    for name, value in DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if options.warm_down is None:
         options.warm_down = SCHEDULES.get(options.preset, WARM_DOWN)
     options.tokens = options.tokens or (
-        "char" if options.data == "shakespeare" else "gpt2"
+        "char" if options.data in text.CHARACTERS else "gpt2"
     )
 
 
-def rate(text: str) -> float:
-    """Reads a positive number."""
-    value = float(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value
+def check_used(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, names: list[str]
+) -> None:
+    """Refuses what none of the optimizers uses, before it is filled in."""
+    for option in DEFAULTS:
+        used = any(option in OPTIMIZERS[name].options for name in names)
+        if getattr(options, option) is not None and not used:
+            users = [name for name, e in OPTIMIZERS.items() if option in e.options]
+            parser.error(
+                f"--{option.replace('_', '-')} is not used by {', '.join(names)}, but "
+                f"by {', '.join(users)}"
+            )
 
 
-def share(text: str) -> float:
+def share_or_none(text: str) -> float:
     """Reads a number in [0, 1]."""
-    value = float(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1], got {text!r}")
-    return value
+    return within(text, "must lie in [0, 1]", lambda x: 0.0 <= x <= 1.0)
+
+
+def prompt(text: str) -> str:
+    """Reads a text that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("must have at least one token, got ''")
+    return text

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import record
-from benchmarks.common.options import positive
+from benchmarks.common.options import positive, rate, refusing, seed
 from benchmarks.language import nanogpt, report, sweep_report, train
 from benchmarks.language import options as lm_options
 from benchmarks.language.methods import OPTIMIZERS
@@ -43,9 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     names = list(OPTIMIZERS)
     parser.add_argument("--optimizers", nargs="+", choices=names, default=names)
-    parser.add_argument(
-        "--factors", type=lm_options.rate, nargs="+", default=[0.5, 1.0, 2.0]
-    )
+    parser.add_argument("--factors", type=rate, nargs="+", default=[0.5, 1.0, 2.0])
     parser.add_argument(
         "--rates",
         type=known_rate,
@@ -56,9 +54,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--sweep-steps", type=positive, help="default: half of --steps")
     parser.add_argument("--sweep-only", action="store_true", help="no runs at the best")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2])
     lm_options.add_common(parser)
     options = parser.parse_args(arguments)
+    lm_options.check_used(parser, options, options.optimizers)
     lm_options.fill_in(options)
     options.sweep_steps = options.sweep_steps or max(1, options.steps // 2)
     return options
@@ -67,8 +66,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
-    task = nanogpt.build_task(options)
-    first = nanogpt.plan_of(options, 0.0, SWEEP_SEED)
+    with refusing("sweep"):
+        task = nanogpt.build_task(options)
+        first = nanogpt.plan_of(options, 0.0, SWEEP_SEED)
+        train.check(task, first)
     methods = {
         name: nanogpt.build_method(task, name, first) for name in options.optimizers
     }
@@ -82,8 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         name: min(losses, key=lambda r: losses[r]) for name, losses in tried.items()
     }
     entries = []
-    for seed in options.seeds:
-        for run in compare(options, task, methods, best, seed):
+    for number in options.seeds:
+        for run in compare(options, task, methods, best, number):
             entry = {
                 "benchmark": "lm_sweep",
                 **nanogpt.settings(options, run.name, run.plan),
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "sweep_steps": options.sweep_steps,
                 "stretch_step_times_s": run.step_times_s,
                 **origin,
-                "seed": seed,
+                "seed": number,
             }
             record.append(options.output / "nanogpt.jsonl", entry)
             entries.append(entry)
@@ -107,7 +108,7 @@ def known_rate(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(
             f"unknown optimizer {name!r} (choose from {', '.join(OPTIMIZERS)})"
         )
-    return name, lm_options.rate(value)
+    return name, rate(value)
 
 
 def tried_by(losses: dict[float, float]) -> list[tuple[float, float | None]]:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import dropmuon_optax as dm
 from benchmarks.common import record, report
-from benchmarks.common.options import new_parser, positive
+from benchmarks.common.options import new_parser, positive, refusing, seed
 from benchmarks.smoothness.runs import (
     MOMENTUM,
     TASKS,
@@ -198,7 +198,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--steps", type=positive, default=NUM_STEPS)
     parser.add_argument("--every", type=positive, default=3, help="steps, of a pair")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and batches")
     return parser.parse_args(arguments)
 
 
@@ -207,7 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     origin = record.provenance(seed=options.seed)
     for name in options.model:
-        task = TASKS[name](options.seed)
+        with refusing("smoothness"):
+            task = TASKS[name](options.seed)
         entry = {
             "benchmark": "smoothness",
             "model": name,

@@ -20,11 +20,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
 from dropmuon_optax import checks
-from dropmuon_optax.algorithms.gluon import add_weights, descend, scale_by_momentum
+from dropmuon_optax.algorithms.gluon import (
+    Mask,
+    add_weights,
+    check_decay,
+    descend,
+    scale_by_momentum,
+)
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.parts import (
     Active,
@@ -40,6 +46,7 @@ from dropmuon_optax.layers.parts import (
     widen,
     widen_state,
 )
+from dropmuon_optax.layers.trees import checked
 from dropmuon_optax.lmo import scale_by_lmo
 from dropmuon_optax.samplings import Sampling
 from dropmuon_optax.samplings.draws import threefry_key
@@ -53,7 +60,8 @@ def drop_muon(
     key: Any,
     momentum: optax.ScalarOrSchedule = 0.9,
     nesterov: bool = False,
-    weight_decay: ArrayLike = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask = None,
     momentum_dtype: DTypeLike | None = None,
     num_layers: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -69,6 +77,7 @@ def drop_muon(
       nesterov: whether the oracle sees βg + (1 − β)M in place of M. Not in the paper.
       weight_decay: λ ≥ 0, decoupled, for the layers that move: Xᵢ ← Xᵢ − γλXᵢ besides.
         Not in the paper.
+      weight_decay_mask: as in `gluon`.
       momentum_dtype: dtype of M; None is the parameters'.
       num_layers: as in `drop_layers`.
 
@@ -95,14 +104,13 @@ def drop_muon(
       arXiv:2510.02239.
     """
     # The paper's β = 1 − momentum; `scale_by_momentum` takes the old buffer's weight.
-    checks.in_range("learning_rate", learning_rate, 0.0)
-    checks.in_range("weight_decay", weight_decay, 0.0)
+    check_decay("weight_decay", weight_decay)
     step = optax.chain(
         # 3. Mᵢ = (1 − β) Mᵢ + β ∇ᵢf(X; ξ)
         scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
         # 4. −LMO of Mᵢ; `descend` multiplies it by −γ
         scale_by_lmo(layers),
-        add_weights(weight_decay),
+        add_weights(weight_decay, weight_decay_mask),
         descend(learning_rate),
     )
     # 1. and 2. around them. The learning rate is inside: outside, −γ·0 + Xᵢ would be
@@ -176,6 +184,7 @@ def drop_layers(
     """
     inner = optax.with_extra_args_support(inner)
     checks.is_function("layers", layers)
+    checks.positive_int("num_layers", num_layers, optional=True)
     if not isinstance(sampling, Sampling):
         raise ValueError(f"`sampling` must be a sampling, got {sampling!r}")
     words = jax.random.key_data(threefry_key(key))
@@ -213,7 +222,8 @@ def drop_layers(
         count = optax.safe_increment(state.count)
         return new.updates, DropState(count, state.key, new.state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return checked(tx, shapes=not isinstance(inner, TakesActive))
 
 
 class _Result(NamedTuple):

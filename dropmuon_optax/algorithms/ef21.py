@@ -32,18 +32,12 @@ from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.parts import TakesActive, check_active, narrow, place, widen
 from dropmuon_optax.layers.rules import Rules, check_rules
+from dropmuon_optax.layers.trees import check_gradients, check_mask, shapes_of_state
 from dropmuon_optax.samplings.draws import threefry_key
 from dropmuon_optax.wire import Axis, check_replicated, inward, messages, stacks
+from dropmuon_optax.wire import server as at_server
 from dropmuon_optax.wire.ownership import Ownership, own
-from dropmuon_optax.wire.server import (
-    EF21State,
-    Server,
-    check_server,
-    first_state,
-    own_rows,
-    read_server,
-    write_server,
-)
+from dropmuon_optax.wire.server import EF21State, Server
 from dropmuon_optax.wire.stacks import Selection, Stacks, collect, scatter, select
 
 
@@ -60,8 +54,9 @@ def ef21(
     Args:
       inner: the step from G to Xᵏ⁺¹ − Xᵏ: oracle, weight decay and learning rate. Its
         updates and parameters are dictionaries of stacks of matrices (t, p, q), so it
-        must treat matrices or entries one by one; its `update` is given `oracle`, a
-        function from such updates to −LMO of each. Nothing may follow it in a chain.
+        must treat matrices or entries one by one; its `update` is given `oracle`, from
+        such updates to −LMO of each, and `decays`, whether the weights of each stack
+        do. Nothing may follow it in a chain.
       layers: a function from the parameters to a tree of `Layer`s.
       worker_compressor: as `ef21_muon` documents it.
       server_compressor: likewise.
@@ -72,16 +67,14 @@ def ef21(
       A transformation whose updates are S.
 
     Raises:
-      ValueError: as `ef21_muon` does; from `update` with `active`, if `inner` keeps
-        matrices in its state.
+      ValueError: as `ef21_muon` does; with `active`, if `inner`'s state has matrices.
 
     Examples:
       >>> from dropmuon_optax.compressors import Natural
       >>> from dropmuon_optax.layers import layers_by_path
-      >>> layers = layers_by_path(None)
+      >>> layers, key = layers_by_path(None), jax.random.key(0)
       >>> tx = ef21(
-      ...     optax.sgd(1.0), layers, Natural(), num_workers=1, momentum=0.0,
-      ...     key=jax.random.key(0),
+      ...     optax.sgd(1.0), layers, Natural(), momentum=0.0, num_workers=1, key=key
       ... )
       >>> params = {"kernel": jnp.full((8, 8), 3.0)}
       >>> tx.update(params, tx.init(params), params)[0]["kernel"][0, :2]
@@ -93,7 +86,8 @@ def ef21(
     compressors = (worker_compressor, server_compressor)
     step = optax.with_extra_args_support(inner)
     box = _Box(step, layers, compressors, momentum, **options)
-    return TakesActive(functools.partial(_init, box), functools.partial(_update, box))
+    init = functools.partial(_init, box)
+    return TakesActive(init, functools.partial(_update, box, shapes_of_state(init)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +106,13 @@ class _Box:
     initial: str = "zeros"
     momentum_dtype: Any = None
     num_layers: int | None = None
+    weight_decay_mask: Any = None
 
     def __post_init__(self) -> None:
-        checks.in_range("momentum", self.momentum, 0.0, 1.0, open_high=True)
+        checks.is_momentum("momentum", self.momentum)
+        checks.positive_int("num_layers", self.num_layers, optional=True)
+        check_mask(self.weight_decay_mask)
+        checks.is_function("layers", self.layers)
         threefry_key(self.key)
         checks.one_of("topology", self.topology, ("owner", "gather"))
         checks.one_of("initial", self.initial, ("zeros", "gradient"))
@@ -142,7 +140,8 @@ class _Box:
 
     def ownership(self, params: Any) -> Ownership:
         owners = 1 if self.shared else self.axis.size
-        return own(self.layers, params, owners, self.axis.size, *self.compressors)
+        rules = *self.compressors, self.weight_decay_mask
+        return own(self.layers, params, owners, self.axis.size, *rules)
 
     def select(self, params: Any, active: Any) -> Selection:
         """What moves, of all that there is."""
@@ -156,7 +155,7 @@ class _Box:
 def _init(box: _Box, params: Any) -> EF21State:
     selection = box.select(params, None)  # refuses what is no parameter
     check_replicated(params)
-    return first_state(
+    return at_server.first_state(
         params,
         selection,
         num_workers=box.axis.size,
@@ -177,10 +176,12 @@ class _Turn(NamedTuple):
     worker: Any  # j, this worker
     owner: Any  # whose matrices this worker steps, as the server
     key: Any
+    count: Any  # k
 
 
 def _update(
     box: _Box,
+    first: Any,
     updates: Any,
     state: Any,
     params: Any = None,
@@ -191,12 +192,14 @@ def _update(
     box.axis.check()
     if params is None:
         raise ValueError("`params` must be given to `update`: the weights W, got None")
+    check_gradients(updates, params)
+    at_server.check_first(state, first(params), box.momentum, box.compressors[1])
     state, outward = inward(state, state.G_j, updates)
     moving = box.select(params, active)
-    check_server(state.server, moving, box.inner)
+    at_server.check_server(state, first(params), moving, box.inner)
     key = jax.random.fold_in(threefry_key(state.key), state.count)
     worker = box.axis.index()
-    turn = _Turn(box, moving, worker, 0 if box.shared else worker, key)
+    turn = _Turn(box, moving, worker, 0 if box.shared else worker, key, state.count)
     S = jax.tree.map(jnp.zeros_like, params)
     if moving.tables:
         state, received = _worker_lines(turn, state, updates)
@@ -232,9 +235,7 @@ def _worker_lines(turn: _Turn, state: EF21State, updates: Any) -> tuple[EF21Stat
     axis = box.axis
     received = axis.gather(message[0]) if box.shared else axis.exchange(message)
 
-    momentum = state.momentum
-    if box.keeps_momentum:
-        momentum = widen(momentum, M_j, parts)
+    momentum = widen(state.momentum, M_j, parts) if box.keeps_momentum else None
     G_j = widen(state.G_j, G_j, parts)
     return state._replace(momentum=momentum, G_j=G_j, memory=memory), received
 
@@ -246,23 +247,22 @@ def _server_lines(
     moving, owner = turn.moving, turn.owner
 
     # 3. G = G + (1/n) Σ_j R_j
-    G, X = read_server(server, moving, owner)
+    G, X = at_server.read_server(server, moving, owner)
     mean = messages.read_mean(moving.workers, received, moving.shapes, moving.counts)
     G = jax.tree.map(jnp.add, G, mean)
 
     # 4. X = LMO over B(X, t) of G
-    W = own_rows(moving, params, owner)
-    oracle = functools.partial(stacks.oracle, moving, owner)
-    step, inner = turn.box.inner.update(
-        G, server.inner, W if X is None else X, oracle=oracle, **extra
-    )
+    W = at_server.own_rows(moving, params, owner)
+    extra["oracle"] = functools.partial(stacks.oracle, moving, owner, turn.count)
+    extra["decays"] = moving.decays
+    step, inner = turn.box.inner.update(G, server.inner, W if X is None else X, **extra)
 
     # 5. S = 𝒞(X − W);  broadcast S
     if X is not None:
         X = jax.tree.map(jnp.add, X, step)
         step = jax.tree.map(jnp.subtract, X, W)
     S, memory = _broadcast(turn, step, server.memory)
-    server = write_server(server, moving, owner, G, X)
+    server = at_server.write_server(server, moving, owner, G, X)
     like = narrow(params, turn.moving.parts)
     return scatter(moving, S, like), server._replace(inner=inner, memory=memory)
 

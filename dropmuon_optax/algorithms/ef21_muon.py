@@ -11,11 +11,16 @@ from typing import Any
 
 import jax
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from dropmuon_optax import checks
 from dropmuon_optax.algorithms.ef21 import ef21
-from dropmuon_optax.algorithms.gluon import add_weights, descend, effective_decay
+from dropmuon_optax.algorithms.gluon import (
+    Mask,
+    add_weights,
+    descend,
+    effective_decay,
+)
 from dropmuon_optax.compressors import Compressor, Identity
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.leaves import AdaptiveRadius, path_of
@@ -35,7 +40,8 @@ def ef21_muon(
     topology: str = "owner",
     local_axis_name: str | None = None,
     constrained: bool = False,
-    weight_decay: ArrayLike = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask = None,
     initial: str = "zeros",
     momentum_dtype: DTypeLike | None = None,
     num_layers: int | None = None,
@@ -65,7 +71,9 @@ def ef21_muon(
       local_axis_name: the axis of the devices of one worker, if it has several (a
         node): gradients are averaged over it densely, and messages carried together.
       constrained: whether X stays in the ball of its radius, as in `gluon`.
-      weight_decay: λ ≥ 0, decoupled: X ← X − γλX besides. Not in the paper.
+      weight_decay: λ ≥ 0, decoupled: X ← X − γλX besides; a number or a schedule of k.
+        Not in the paper.
+      weight_decay_mask: as in `gluon`; leaves that decay share no stack with others.
       initial: "zeros": M_j⁻¹ = 0; or "gradient": M_j⁰ is the first gradient, so that
         G_j⁰ = 𝒞_j(∇f_j(W⁰)) (the paper begins at G_j⁰ = ∇f_j(W⁰) itself).
       momentum_dtype: dtype of M_j; None is the parameters'. G_j and G are float32.
@@ -98,13 +106,12 @@ def ef21_muon(
       Gruntkowska, Gaponov, Tovmasyan, Richtárik, Error feedback for Muon and friends,
       arXiv:2510.00643.
     """
-    checks.in_range("learning_rate", learning_rate, 0.0)
-    decay = effective_decay(weight_decay, constrained)
+    decay = effective_decay(weight_decay, weight_decay_mask, constrained)
     if server_compressor not in (None, Identity()):
         layers = _warned(layers)
     inner = optax.chain(
         scale_by_oracle(),
-        add_weights(decay),
+        add_decay(decay),
         descend(learning_rate),
     )
     return ef21(
@@ -120,6 +127,7 @@ def ef21_muon(
         initial=initial,
         momentum_dtype=momentum_dtype,
         num_layers=num_layers,
+        weight_decay_mask=weight_decay_mask,
         key=key,
     )
 
@@ -151,6 +159,21 @@ def scale_by_oracle() -> optax.GradientTransformationExtraArgs:
         return extra["oracle"](updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def add_decay(
+    weight_decay: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    """`add_weights` of the stacks that `ef21` says decay."""
+    everywhere = add_weights(weight_decay)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        some = add_weights(weight_decay, extra["decays"])
+        return some.update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(everywhere.init, update)
 
 
 def ef21_muon_eval_params(state: Any, params: Any) -> Any:

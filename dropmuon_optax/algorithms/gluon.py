@@ -13,6 +13,8 @@ of Theorem 2, β⁰ = 0, so M⁰ is the first gradient as the theorem asks), and
 tᵢᵏ = learning_rate(k)·radiusᵢ. Muon and Scion are this algorithm in their own norms.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +27,10 @@ from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.layers.geometry import ball_geometry, scion_geometry
 from dropmuon_optax.layers.modules import check_params
-from dropmuon_optax.lmo import scale_by_lmo
+from dropmuon_optax.layers.trees import check_mask, checked, masked_by
+from dropmuon_optax.lmo import CountState, first_count, scale_by_lmo
+
+Mask = Any | Callable[[Any], Any]  # a tree of bools, or a function that returns one
 
 
 def gluon(
@@ -35,7 +40,8 @@ def gluon(
     *,
     nesterov: bool = False,
     constrained: bool = False,
-    weight_decay: ArrayLike = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask = None,
     momentum_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Layer-wise LMO steps: Xᵢ ← Xᵢ + argmin {⟨Mᵢ, x⟩ : ‖x‖₍ᵢ₎ ≤ tᵢ}.
@@ -50,7 +56,10 @@ def gluon(
       nesterov: whether the oracle sees (1 − β)g + βM in place of M. Not in the paper.
       constrained: whether Xᵢ stays in the ball of its radius, by the Frank–Wolfe step
         Xᵢ ← (1 − γ)Xᵢ + γ·argmin {⟨Mᵢ, x⟩ : ‖x‖₍ᵢ₎ ≤ radiusᵢ}.
-      weight_decay: λ ≥ 0, decoupled: X ← X − γλX besides. Not in the paper.
+      weight_decay: λ ≥ 0, decoupled: X ← X − γλX besides; a number or a schedule of k.
+        Not in the paper.
+      weight_decay_mask: which leaves decay: a tree of bools (or its top), or a function
+        from the parameters to one; None is all, biases and scales too.
       momentum_dtype: dtype of M; None is the parameters'.
 
     Returns:
@@ -69,31 +78,45 @@ def gluon(
     References:
       Riabinin, Shulgin, Gruntkowska, Richtárik, Gluon, arXiv:2505.13416, Algorithm 1.
     """
-    checks.in_range("learning_rate", learning_rate, 0.0)
-    decay = effective_decay(weight_decay, constrained)
+    decay = effective_decay(weight_decay, weight_decay_mask, constrained)
     if layers is None:
         layers = layers_by_path(None, ball_geometry if constrained else scion_geometry)
-    return optax.chain(
-        scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
-        scale_by_lmo(layers),
-        add_weights(decay),
-        descend(learning_rate),
+    return checked(
+        optax.chain(
+            scale_by_momentum(
+                momentum, nesterov=nesterov, momentum_dtype=momentum_dtype
+            ),
+            scale_by_lmo(layers),
+            add_weights(decay, weight_decay_mask),
+            descend(learning_rate),
+        )
     )
 
 
-def effective_decay(weight_decay: ArrayLike, constrained: bool) -> ArrayLike:
+def effective_decay(
+    weight_decay: optax.ScalarOrSchedule, mask: Mask, constrained: bool
+) -> optax.ScalarOrSchedule:
     """The λ of a step: the Frank–Wolfe step −γ(−LMO + X) is a plain one with λ = 1.
 
     Raises:
-      ValueError: if `weight_decay` is negative, or given to a constrained step.
+      ValueError: if `weight_decay` or a mask is given to a constrained step.
     """
-    checks.in_range("weight_decay", weight_decay, 0.0)
-    if constrained and checks.is_concrete(weight_decay) and weight_decay != 0:
+    checks.is_flag("constrained", constrained)
+    check_decay("weight_decay", weight_decay)
+    if not constrained:
+        return weight_decay
+    numbers = checks.is_concrete(weight_decay) or callable(weight_decay)
+    if (numbers and weight_decay != 0) or mask is not None:
         raise ValueError(
-            "`weight_decay` must be 0 where `constrained` is True (the step shrinks X "
-            f"by 1 − γ already), got {weight_decay!r}"
+            "`weight_decay` must be 0, without a mask, where `constrained` is True "
+            f"(the step shrinks X by 1 − γ already), got {weight_decay!r} and {mask!r}"
         )
-    return 1.0 if constrained else weight_decay
+    return 1.0
+
+
+def check_decay(name: str, value: Any) -> None:
+    """Refuses what is no weight decay: a number of at least 0, or a schedule."""
+    checks.in_range(name, value, 0.0, math.inf, open_high=True, schedule=True)
 
 
 class MomentumState(NamedTuple):
@@ -135,7 +158,8 @@ def scale_by_momentum(
     References:
       Gluon, arXiv:2505.13416, Algorithm 1, line 2.
     """
-    checks.in_range("momentum", momentum, 0.0, 1.0, open_high=True)
+    checks.is_momentum("momentum", momentum)
+    checks.is_flag("nesterov", nesterov)
     dtype = checks.float_dtype("momentum_dtype", momentum_dtype)
 
     def init(params: Any) -> MomentumState:
@@ -163,27 +187,41 @@ def scale_by_momentum(
         )
         return seen, MomentumState(optax.safe_increment(state.count), buffer)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    kind = jnp.inexact if dtype is None else jnp.floating
+    return checked(optax.GradientTransformationExtraArgs(init, update), kind)
 
 
-def add_weights(weight_decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
+def add_weights(
+    weight_decay: optax.ScalarOrSchedule, mask: Mask = None
+) -> optax.GradientTransformationExtraArgs:
     """Adds λX to the updates, and gives them the parameters' dtype.
 
     Args:
-      weight_decay: λ; a plain 0 needs no parameters in `update`.
+      weight_decay: λ, a number or a schedule; a plain 0 needs no parameters.
+      mask: which leaves it is added for; None is all.
 
     Returns:
-      A transformation without state.
+      A transformation whose state is the step count, if λ follows it.
 
     Raises:
-      ValueError: from `update`, if `params` is missing and λ is not a plain 0.
+      ValueError: if `mask` is none; from `update`, if `params` is missing and λ is not
+        a plain 0.
     """
+    check_mask(mask)
     needless = checks.is_concrete(weight_decay) and weight_decay == 0
+
+    def init(params: Any) -> Any:
+        masked_by(mask, params)
+        return first_count() if callable(weight_decay) else optax.EmptyState()
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
         del extra
+        value: Any = weight_decay
+        if callable(weight_decay):
+            value = weight_decay(state.count)
+            state = CountState(optax.safe_increment(state.count))
         if params is None:
             if needless:
                 return updates, state
@@ -192,21 +230,27 @@ def add_weights(weight_decay: ArrayLike) -> optax.GradientTransformationExtraArg
                 "got None"
             )
 
-        def add(g: Array, x: Array) -> Array:
-            decay = 0 if needless else jnp.asarray(weight_decay, x.dtype) * x
-            return g.astype(x.dtype) + decay
+        def add(g: Array, x: Array, decays: bool) -> Array:
+            added = jnp.asarray(value, x.dtype) * x if decays and not needless else 0
+            return g.astype(x.dtype) + added
 
-        return jax.tree.map(add, updates, params), state
+        return jax.tree.map(add, updates, params, masked_by(mask, params)), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def descend(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+def descend(
+    learning_rate: optax.ScalarOrSchedule, name: str = "learning_rate"
+) -> optax.GradientTransformation:
     """The end of the chain: updates become −γ(k) times themselves, in their dtype.
 
     A number counts as a constant schedule, because `optax.scale_by_learning_rate` keeps
     the updates' dtype for schedules alone.
+
+    Raises:
+      ValueError: if it is neither a number of at least 0 nor a schedule.
     """
+    checks.in_range(name, learning_rate, 0.0, math.inf, open_high=True, schedule=True)
     if callable(learning_rate):
         return optax.scale_by_learning_rate(learning_rate)
     return optax.scale_by_learning_rate(lambda count: learning_rate)
@@ -241,7 +285,7 @@ def gluon_learning_rate_schedule(t: float) -> optax.Schedule:
     References:
       Gluon, arXiv:2505.13416, Theorem 2.
     """
-    checks.in_range("t", t, 0.0)
+    checks.in_range("t", t, 0.0, math.inf, open_high=True)
     return lambda count: t * _power(count, -0.75)
 
 

@@ -13,17 +13,26 @@ line 5 are those of the matrix view. That is PyTorch's `torch.optim.Muon` and, f
 matrices, Keller Jordan's; for convolutions his code reads the sides off the kernel.
 """
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from dropmuon_optax import checks, linalg
-from dropmuon_optax.algorithms.gluon import add_weights, descend, scale_by_momentum
+from dropmuon_optax.algorithms.gluon import (
+    Mask,
+    add_weights,
+    check_decay,
+    descend,
+    scale_by_momentum,
+)
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.layers.geometry import muon_geometry
 from dropmuon_optax.layers.leaves import join
+from dropmuon_optax.layers.trees import checked
 from dropmuon_optax.lmo import scale_by_lmo
 
 
@@ -33,13 +42,14 @@ def muon(
     *,
     momentum: optax.ScalarOrSchedule = 0.95,
     nesterov: bool = True,
-    weight_decay: ArrayLike = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask = None,
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: ArrayLike = 0.9,
     adam_b2: ArrayLike = 0.95,
     adam_eps: ArrayLike = 1e-10,
     adam_nesterov: bool = False,
-    adam_weight_decay: ArrayLike | None = None,
+    adam_weight_decay: optax.ScalarOrSchedule = 0.0,
     momentum_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for matrices and kernels, AdamW (its moments in float32) for the rest.
@@ -52,14 +62,19 @@ def muon(
         spectral norm (see `describe`).
       momentum: β in [0, 1), the weight of the old buffer.
       nesterov: whether to use Nesterov's momentum, line 2 above.
-      weight_decay: λ ≥ 0, decoupled and multiplied by the learning rate.
+      weight_decay: λ ≥ 0 of the matrices, decoupled and multiplied by the learning
+        rate; a number or a schedule of the step count k. As in Optax's Muon, what goes
+        to AdamW (biases, scales, embeddings, heads) has a decay of its own.
+      weight_decay_mask: which leaves decay, Muon's and AdamW's: a tree of bools (or its
+        top), or a function from the parameters to one; None is all.
       adam_learning_rate: AdamW's learning rate; None is `learning_rate`.
       adam_b1: AdamW's decay of the first moment.
       adam_b2: AdamW's decay of the second moment.
       adam_eps: AdamW's ε.
       adam_nesterov: whether AdamW's first moment is Nesterov's too (NAdam), as Optax's
         Muon has it.
-      adam_weight_decay: AdamW's weight decay; None is `weight_decay`.
+      adam_weight_decay: AdamW's weight decay, a number or a schedule, multiplied by its
+        learning rate; not `weight_decay`.
       momentum_dtype: dtype of Muon's buffer; None is the parameters'.
 
     Returns:
@@ -80,14 +95,18 @@ def muon(
     References:
       Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, Muon, 2024.
     """
-    checks.in_range("learning_rate", learning_rate, 0.0)
-    checks.in_range("weight_decay", weight_decay, 0.0)
+    check_decay("weight_decay", weight_decay)
+    check_decay("adam_weight_decay", adam_weight_decay)
+    for name, value in (("adam_b1", adam_b1), ("adam_b2", adam_b2)):
+        checks.in_range(name, value, 0.0, 1.0, open_high=True)
+    checks.in_range("adam_eps", adam_eps, 0.0, math.inf, open_high=True)
+    checks.is_flag("adam_nesterov", adam_nesterov)
     if layers is None:
         layers = layers_by_path(None, muon_geometry)
     matrices = optax.chain(
         scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
         scale_by_lmo(layers),
-        add_weights(weight_decay),
+        add_weights(weight_decay, weight_decay_mask),
         descend(learning_rate),
     )
     adam = optax.scale_by_adam(
@@ -95,8 +114,11 @@ def muon(
     )
     rest = optax.chain(
         _in_wide_dtype(adam),
-        add_weights(weight_decay if adam_weight_decay is None else adam_weight_decay),
-        descend(learning_rate if adam_learning_rate is None else adam_learning_rate),
+        add_weights(adam_weight_decay, weight_decay_mask),
+        descend(
+            learning_rate if adam_learning_rate is None else adam_learning_rate,
+            "learning_rate" if adam_learning_rate is None else "adam_learning_rate",
+        ),
     )
 
     def labels(params: Any) -> Any:
@@ -106,7 +128,7 @@ def muon(
         ]
         return jax.tree.unflatten(jax.tree.structure(params), names)
 
-    return optax.partition({"muon": matrices, "adam": rest}, labels)
+    return checked(optax.partition({"muon": matrices, "adam": rest}, labels))
 
 
 def _in_wide_dtype(
@@ -118,7 +140,8 @@ def _in_wide_dtype(
         return jax.tree.map(lambda x: x.astype(linalg.wide_dtype(x)), tree)
 
     def init(params: Any) -> Any:
-        return tx.init(widened(params))
+        zeros = lambda p: jnp.zeros_like(p, dtype=linalg.wide_dtype(p))  # noqa: E731
+        return tx.init(jax.tree.map(zeros, params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any

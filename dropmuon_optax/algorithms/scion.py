@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dropmuon_optax import checks
 from dropmuon_optax.algorithms.gluon import gluon
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.layers.geometry import ball_geometry
@@ -80,7 +81,8 @@ def init_on_ball(params: Any, layers: LayersFn | None = None, *, key: jax.Array)
       A tree like `params`.
 
     Raises:
-      ValueError: if a leaf has `norm=None` or an `AdaptiveRadius`, naming its path.
+      ValueError: if a leaf has `norm=None`, a radius that is no number, or is not of
+        real numbers, naming its path; if `key` is no PRNG key.
 
     Examples:
       >>> from dropmuon_optax import norms
@@ -92,11 +94,13 @@ def init_on_ball(params: Any, layers: LayersFn | None = None, *, key: jax.Array)
     References:
       Pethick et al., arXiv:2502.07529; `init` in github.com/LIONS-EPFL/scion.
     """
+    _check_key(key)
     layers = layers_by_path(None, ball_geometry) if layers is None else layers
     leaves = join(layers, params)
     gaussians = []
     for number, leaf in enumerate(leaves):
-        if isinstance(leaf.layer.radius, AdaptiveRadius):
+        checks.is_inexact(leaf.path, leaf.value, jnp.floating)
+        if isinstance(leaf.layer.radius, AdaptiveRadius) or callable(leaf.layer.radius):
             raise ValueError(
                 f"the leaf {leaf.path!r} must have a fixed radius to start on its "
                 f"ball, got {leaf.layer.radius}"
@@ -106,9 +110,20 @@ def init_on_ball(params: Any, layers: LayersFn | None = None, *, key: jax.Array)
         )
         gaussians.append(noise.astype(jnp.result_type(leaf.value)))
     structure = jax.tree.structure(params)
-    drawn = jax.tree.leaves(tree_lmo(layers, jax.tree.unflatten(structure, gaussians)))
+    steps = tree_lmo(layers, jax.tree.unflatten(structure, gaussians), count=0)
     kept = [
         leaf.value if not leaf.view.fan_in else step
-        for leaf, step in zip(leaves, drawn, strict=True)
+        for leaf, step in zip(leaves, jax.tree.leaves(steps), strict=True)
     ]
     return jax.tree.unflatten(structure, kept)
+
+
+def _check_key(key: Any) -> None:
+    """Refuses what is no PRNG key, typed or raw."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == jnp.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape
+    if not raw and not (typed and shape == ()):
+        raise ValueError(
+            f"`key` must be one PRNG key, such as jax.random.key(0), got {key!r}"
+        )

@@ -31,7 +31,8 @@ class Compressor(Noun, abc.ABC):
     """A compressor C ∈ B(α) of matrices, with what it sends.
 
     A payload is a dictionary of arrays whose shapes depend on the matrix's shape alone:
-    float32 matrices, and unsigned integers of 8, 16 or 32 bits.
+    float32 matrices, and unsigned integers of 8, 16 or 32 bits. Of a matrix without
+    entries nothing is sent, and the dictionary is empty.
 
     Attributes:
       stateful: whether `init` returns memory that `compress_with` carries on.
@@ -39,6 +40,8 @@ class Compressor(Noun, abc.ABC):
       alpha_norm: the norm in which `alpha` holds: "Frobenius", or "every".
       is_dense: whether a payload may be as large as the matrix, on purpose.
       holds_floats: whether the payload has float32 matrices for another compressor.
+      symmetric: whether it treats rows and columns alike: on xᵀ it contracts as on x
+        and sends as many bits, so that whoever batches matrices may transpose some.
     """
 
     stateful: ClassVar[bool] = False
@@ -46,6 +49,7 @@ class Compressor(Noun, abc.ABC):
     alpha_norm: ClassVar[str] = "Frobenius"
     is_dense: ClassVar[bool] = False
     holds_floats: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = False
 
     @abc.abstractmethod
     def _compress(
@@ -66,7 +70,9 @@ class Compressor(Noun, abc.ABC):
 
         Returns:
           α with E‖C(x) − x‖² ≤ (1 − α)‖x‖² for every matrix x of that shape, up to
-          rounding; the expectation is over the key.
+          rounding; the expectation is over the key. Rounding to the smallest normal
+          number included: subnormal entries, below 2⁻¹²⁶, may count as zero, as they
+          do in XLA's arithmetic.
 
         Raises:
           ValueError: if the compressor keeps nothing of such a matrix.
@@ -111,7 +117,8 @@ class Compressor(Noun, abc.ABC):
         """
         checks.is_matrix("x", x)
         m, n = x.shape
-        return self.compress_with(x, self.init((m, n)), key=key)[0]
+        state = self.init((m, n)) if x.size else ()
+        return self.compress_with(x, state, key=key)[0]
 
     def compress_with(
         self,
@@ -142,6 +149,8 @@ class Compressor(Noun, abc.ABC):
             raise ValueError(
                 f"`key` must be a key of jax.random for {self!r}, got None"
             )
+        if x.size == 0:
+            return {}, state
         x = x.astype(jnp.float32)
         payload, state = self._compress(x, state, key, arrives)
         return self._poison(payload, jnp.isfinite(x).all()), state
@@ -167,6 +176,8 @@ class Compressor(Noun, abc.ABC):
                 f"`payload` must be one of {self!r} for shape {shape}, {wanted}, "
                 f"got {found}"
             )
+        if 0 in shape:
+            return jnp.zeros(shape, jnp.float32)
         return self._decompress(payload, shape)
 
     def payload_shapes(self, shape: Shape) -> PyTree[jax.ShapeDtypeStruct]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from dropmuon_optax.compressors.base import Compressor, Payload, Shape, State
+from dropmuon_optax.linalg import saturate
 
 
 @final
@@ -17,8 +18,9 @@ class BFloat16(Compressor):
     """Every entry rounded to bfloat16, 16 bits each.
 
     α = 1 − 2⁻¹⁶ in every norm of absolute values (Frobenius, largest entry): an entry's
-    relative error is at most 2⁻⁸. They are sent as integers, since compilers widen
-    narrow floats on their way.
+    relative error is at most 2⁻⁸. What would round up to infinity goes to the largest
+    finite one. They are sent as integers, since compilers widen narrow floats on their
+    way.
 
     Examples:
       >>> c = BFloat16()
@@ -27,6 +29,7 @@ class BFloat16(Compressor):
     """
 
     holds_floats: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
 
     def alpha(self, shape: Shape) -> float:
         """1 − 2⁻¹⁶, whatever the shape."""
@@ -37,7 +40,9 @@ class BFloat16(Compressor):
         self, x: Float32[Array, "m n"], state: State, key: Any, arrives: Callable
     ) -> tuple[Payload, State]:
         del key, arrives
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+        nearest = x.astype(jnp.bfloat16)
+        nearest = jnp.where(jnp.isfinite(x), saturate(nearest), nearest)
+        bits = jax.lax.bitcast_convert_type(nearest, jnp.uint16)
         return {"bits": bits}, state
 
     def _decompress(self, payload: Payload, shape: Shape) -> Float32[Array, "m n"]:

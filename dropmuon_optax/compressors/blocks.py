@@ -12,10 +12,11 @@ class Blocks:
     """A cut of a matrix's entries into `count` blocks of `length` entries each.
 
     Entry i of the flattened matrix is in block i mod count, and `count` has no factor
-    in common with the number of columns: neither two of `count` consecutive entries of
-    a row nor of a column share a block. A heavy row or column is thus spread over as
-    many blocks as there are, where consecutive entries would put all of it in a few.
-    The last entries of some blocks are padding: zeros.
+    in common with the numbers of rows and columns: neither two of `count` consecutive
+    entries of a row nor of a column share a block, and the transpose has as many. A
+    heavy row or column is thus spread over as many blocks as there are, where
+    consecutive entries would put all of it in a few. The last entries of some blocks
+    are padding: zeros.
 
     Attributes:
       length: the entries of a block.
@@ -34,7 +35,7 @@ class Blocks:
         """
         size = math.prod(shape)
         count = 1 if at_most is None else -(-size // at_most)
-        while math.gcd(count, shape[1]) > 1:
+        while math.gcd(count, size) > 1:
             count += 1
         return cls(-(-size // count), count)
 

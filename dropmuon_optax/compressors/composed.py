@@ -84,6 +84,11 @@ class Composed(Compressor):
         return self.outer.is_dense and self.inner.is_dense
 
     @property
+    def symmetric(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether both treat rows and columns alike."""
+        return self.outer.symmetric and self.inner.symmetric
+
+    @property
     def alpha_norm(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Every norm if it is so for both, else Frobenius."""
         norms = {self.outer.alpha_norm, self.inner.alpha_norm}

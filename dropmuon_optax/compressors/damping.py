@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dropmuon_optax import checks
 from dropmuon_optax.compressors.base import Compressor
+from dropmuon_optax.linalg import saturate
 
 
 @final
@@ -17,7 +18,7 @@ class Damping(Compressor):
 
     The error is |1 − factor|·‖x‖ in every norm, so α = 1 − (1 − factor)². It is as
     large as the matrix: a device of the theory, for a server that must contract in a
-    layer's own norm.
+    layer's own norm. What would overflow is the largest finite number, which is nearer.
 
     Payload: `values`, float32 of shape (m, n), holding factor·x.
 
@@ -36,6 +37,7 @@ class Damping(Compressor):
 
     alpha_norm: ClassVar[str] = "every"
     is_dense: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_number("factor", self.factor, 2.0, open_high=True)
@@ -53,7 +55,7 @@ class Damping(Compressor):
 
     def _compress(self, x, state, key, arrives):
         del key, arrives
-        return {"values": self.factor * x}, state
+        return {"values": saturate(self.factor * x)}, state
 
     def _decompress(self, payload, shape):
         del shape
@@ -90,6 +92,7 @@ class Dropout(Compressor):
     alpha_norm: ClassVar[str] = "every"
     is_dense: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_number("probability", self.probability, 1.0)

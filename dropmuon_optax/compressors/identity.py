@@ -20,6 +20,7 @@ class Identity(Compressor):
 
     alpha_norm: ClassVar[str] = "every"
     is_dense: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = True
 
     def alpha(self, shape):
         """1: nothing is lost."""

@@ -60,6 +60,7 @@ class Natural(Compressor):
     bits: int = 9
 
     holds_floats: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.stochastic, bool):

@@ -58,6 +58,7 @@ class RandK(Compressor):
     block: int = 256
 
     random: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)

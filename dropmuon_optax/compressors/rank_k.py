@@ -1,7 +1,7 @@
 """Rank-K: a product of two thin matrices."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ class RankK(Compressor):
     norm it contracts x with 1 − (σᵣ₊₁/σ₁)², which has no lower bound but 0: none that
     `alpha` could name.
 
-    Payload: `p` and `q`, float32 of shapes (m, r) and (n, r).
+    Payload: `p` and `q`, float32 of shapes (m, r) and (n, r), each with its half of
+    the exponent of x's largest entry, so that neither over- nor underflows.
 
     Attributes:
       fraction: the rank as a fraction of the smaller side, in (0, 1].
@@ -67,6 +68,8 @@ class RankK(Compressor):
     num_steps: int = 1
     warm_start: bool = False
     exact: bool = False
+
+    symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -117,7 +120,7 @@ class RankK(Compressor):
         rank = self._rank(x.shape)
         if self.exact:
             p, q = _truncated_svd(unit, rank)
-            return {"p": p, "q": scale * q}, state
+            return _scaled(p, q, scale), state
         if self.warm_start:
             fresh = _gaussian(key, (x.shape[1], 1))
             held = jnp.sum(state * state, axis=0)
@@ -130,15 +133,24 @@ class RankK(Compressor):
         if self.warm_start:  # a column that says nothing leaves the last one standing
             held = jnp.sum(q * q, axis=0, keepdims=True)
             state = jnp.where((held > 0) & jnp.isfinite(held), q, state)
-        return {"p": p, "q": scale * q}, state
+        return _scaled(p, q, scale), state
 
     def _decompress(self, payload, shape):
         del shape
-        p, q = payload["p"], payload["q"]
-        return jnp.matmul(p, q.T, precision=jax.lax.Precision.HIGHEST)
+        p, of_p = linalg.unit_scale(payload["p"])
+        q, of_q = linalg.unit_scale(payload["q"])
+        product = jnp.matmul(p, q.T, precision=jax.lax.Precision.HIGHEST)
+        return linalg.saturate(product * of_p * of_q)
 
     def _rank(self, shape):
         return num_kept("fraction", self.fraction, min(shape), "singular values")
+
+
+def _scaled(p: Array, q: Array, scale: Array) -> dict[str, Array]:
+    """P·2ᵃ and Q·s/2ᵃ, with 2ᵃ about √s: exact but for the rounding of Q·s."""
+    field = jax.lax.bitcast_convert_type(scale, jnp.uint32) >> 23
+    half = jax.lax.bitcast_convert_type((field + 127 >> 1) << 23, jnp.float32)
+    return {"p": p * half, "q": q * (scale / half)}
 
 
 def _gaussian(key, shape: tuple[int, int]) -> Float32[Array, "n r"]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 
@@ -32,6 +32,8 @@ class ScaledSign(Compressor):
     References:
       Karimireddy et al., Error feedback fixes SignSGD, arXiv:1901.09847, Lemma 8.
     """
+
+    symmetric: ClassVar[bool] = True
 
     def alpha(self, shape):
         """1/d, what is left for the worst matrix."""

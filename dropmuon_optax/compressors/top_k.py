@@ -1,7 +1,7 @@
 """Top-K: the largest entries of every block."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 
@@ -53,6 +53,8 @@ class TopK(Compressor):
 
     fraction: float
     block: int | None = 256
+
+    symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)

@@ -8,7 +8,7 @@ compiler did something: XLA for CPUs sends bfloat16 as float32, for one.
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ _KINDS = {
     "pbroadcast": "collective-broadcast",
     **dict.fromkeys(("ragged_all_to_all", "psend"), "other"),
 }
+_SIMULATED = re.compile(rf"\b{traffic.SIMULATED}(\d+)")
 _UNKNOWN_KINDS = re.compile(r"(all|collective|ragged)-|send$")
 
 
@@ -38,7 +39,9 @@ def count_wire_bytes(compiled: Any) -> WireBytes:
     Asynchronous forms, collectives of tuples, loops with a known number of trips,
     nested calls, groups along any mesh axis are understood; what is not, is named in
     `unattributed`. What custom kernels send on their own is not seen. The bytes are
-    those of the algorithms in `traffic`: a backend may choose others.
+    those of the algorithms in `traffic`: a backend may choose others. A simulation by
+    `worker_map` without a mesh sends nothing, and is counted as inf: see
+    `count_traced_bytes` for what its workers would send.
 
     Args:
       compiled: what `jax.jit(f).lower(...).compile()` returns.
@@ -103,7 +106,14 @@ def parse(text: str) -> WireBytes:
             return traffic.collective(kind, dtypes, 0, None, line.name)
         return traffic.together(map(computation, hlo.called(line)))
 
-    return computation(program.entry)
+    return traffic.together([computation(program.entry), _simulation([text])])
+
+
+def _simulation(texts: Iterable[str]) -> WireBytes:
+    """One note, and inf, if any of the texts names a scope of simulated workers."""
+    found = (_SIMULATED.search(text) for text in texts)
+    numbers = [int(match[1]) for match in found if match]
+    return traffic.simulation(max(numbers)) if numbers else WireBytes()
 
 
 def count_traced_bytes(function: Callable[..., Any], *args: Any) -> WireBytes:
@@ -129,8 +139,36 @@ def count_traced_bytes(function: Callable[..., Any], *args: Any) -> WireBytes:
       ... )
       >>> count_traced_bytes(f, jnp.ones(3)).by_kind  # to itself alone
       {'all-gather': 0}
+
+      What four workers would send, counted on any machine: over an abstract mesh.
+
+      >>> import dropmuon_optax as dm
+      >>> params = {"kernel": jnp.eye(64)}
+      >>> tx = dm.ef21_muon(
+      ...     0.1, dm.layers_by_path(None), dm.compressors.TopK(0.1), num_workers=4,
+      ...     key=jax.random.key(0),
+      ... )
+      >>> state = jax.eval_shape(tx.init, params)
+      >>> step = lambda params, state, g: tx.update(g, state, params)
+      >>> mesh = jax.sharding.AbstractMesh((4,), ("data",))
+      >>> real = dm.worker_map(step, "data", state, mesh)
+      >>> g = {"kernel": jnp.ones((4 * 64, 64))}  # each worker's, one below the other
+      >>> count_traced_bytes(real, params, state, g).total
+      55272
+      >>> simulated = dm.worker_map(step, "data", state)
+      >>> count_traced_bytes(simulated, params, state, g).total
+      inf
     """
-    return _walk(jax.make_jaxpr(function)(*args).jaxpr, {})
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return traffic.together([_walk(jaxpr, {}), _simulation(_scopes(jaxpr))])
+
+
+def _scopes(jaxpr: Any) -> Iterator[str]:
+    """The names of the scopes of all equations."""
+    for eqn in jaxpr.eqns:
+        yield str(eqn.source_info.name_stack)
+        for inner in flops.inner_jaxprs(eqn):
+            yield from _scopes(inner)
 
 
 def _walk(jaxpr: Any, sizes: dict[Any, int]) -> WireBytes:

@@ -120,6 +120,23 @@ def collective(
     return WireBytes((Collective(kind, dtype, size, n, 1, _sent(kind, size, n)),))
 
 
+SIMULATED = "simulated_workers_"  # the scope in programs of such, before their number
+
+
+def simulation(num_workers: int) -> WireBytes:
+    """What stands for the collectives that a simulation of workers hasn't.
+
+    Nothing crosses a wire there, which must not pass for a budget that is kept.
+    """
+    note = (
+        f"a simulation of {num_workers} workers on one device, which sends nothing; "
+        "what workers would send is counted by `count_traced_bytes(worker_map(step, "
+        f"'data', state, jax.sharding.AbstractMesh(({num_workers},), ('data',))), …)`"
+    )
+    absent = Collective("simulated", "", 0, num_workers, 1, math.inf)
+    return WireBytes((absent,), (note,))
+
+
 def _sent(kind: str, size: int, n: int) -> int | float:
     """Bytes that a device of n sends, by the table at the top."""
     if n == 1:

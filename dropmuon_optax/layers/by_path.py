@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dropmuon_optax.layers.doubts import AmbiguousError, refuse
 from dropmuon_optax.layers.geometry import scion_geometry
 from dropmuon_optax.layers.leaves import (
     Layer,
@@ -24,6 +23,7 @@ from dropmuon_optax.layers.leaves import (
     read_keys,
 )
 from dropmuon_optax.layers.modules import check_params
+from dropmuon_optax.layers.readings import AmbiguousError, refuse_ambiguous
 from dropmuon_optax.layers.scans import one_length, stack_lengths, without
 
 GeometryFn = Callable[..., tuple[Any, ...]]  # (norm, radius) or (norm, radius, view)
@@ -230,7 +230,7 @@ def _norms_by_rules(
                 found[-1] = _read(rest, keys, value, axis)
             except AmbiguousError as error:
                 ambiguous.append(error)
-    refuse(ambiguous)
+    refuse_ambiguous(ambiguous)
     if unmet and not any(_masked(value) for _, value in flat):
         raise ValueError(
             f"every rule of `geometry` must match a leaf that no rule before it does, "

@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from dropmuon_optax.compressors import Compressor
-from dropmuon_optax.layers import doubts
 from dropmuon_optax.layers.geometry import (
     ball_geometry,
     muon_geometry,
@@ -14,6 +13,7 @@ from dropmuon_optax.layers.geometry import (
 )
 from dropmuon_optax.layers.leaves import LayersFn, Leaf, join
 from dropmuon_optax.layers.names import NAME_RULES
+from dropmuon_optax.layers.readings import how_to_settle, rule_for
 from dropmuon_optax.layers.rules import Rules, check_rules, choose
 
 
@@ -94,7 +94,8 @@ def _row(leaf: Leaf) -> list[str]:
     matrices = " + ".join(
         f"{k * times} × ({m}, {n})" for (k, m, n), times in counts.items()
     )
-    return [leaf.path, str(shape), index, norm, str(layer.radius), matrices]
+    radius = "schedule" if callable(layer.radius) else str(layer.radius)
+    return [leaf.path, str(shape), index, norm, radius, matrices]
 
 
 def _sent(compressor: Compressor | Rules, leaf: Leaf) -> list[str]:
@@ -106,7 +107,7 @@ def _sent(compressor: Compressor | Rules, leaf: Leaf) -> list[str]:
         names[repr(chosen)] = None
         num_bits += k * chosen.num_bits((m, n))
         num_entries += k * m * n
-    return [", ".join(names), f"{num_bits / (32 * num_entries):.1%}"]
+    return [", ".join(names), f"{num_bits / max(32 * num_entries, 1):.1%}"]
 
 
 def _guessed(leaf: Leaf) -> bool:
@@ -125,10 +126,10 @@ def _refuse_guesses(leaves: list[Leaf]) -> None:
     if found:
         names = [f"{leaf.path!r}, read as {_evidence(leaf)}" for leaf in found]
         rules = [
-            doubts.line(leaf.path, leaf.layer.norm, leaf.layer.radius, leaf.view)
+            rule_for(leaf.path, leaf.layer.norm, leaf.layer.radius, leaf.view)
             for leaf in found
         ]
-        raise ValueError(doubts.message(names, rules, _geometry(found)))
+        raise ValueError(how_to_settle(names, rules, _geometry(found)))
 
 
 def _geometry(found: list[Leaf]) -> str:

@@ -6,8 +6,7 @@ or at its end; if it has an argument `reading`, it is given what the leaf was re
 """
 
 from dropmuon_optax import norms
-from dropmuon_optax.layers.doubts import AmbiguousError
-from dropmuon_optax.layers.readings import Reading, read
+from dropmuon_optax.layers.readings import AmbiguousError, Reading, read
 
 # One step of an output head is sign(g)/n_in times this, one of a hidden layer
 # √(n_out/n_in)·UVᵀ: the ratio of the Scion paper's image models (128 to 8).
@@ -56,9 +55,9 @@ def scion_geometry(
             return norms.scion_row(), 1.0
         case "depthwise":
             return norms.scion_column(), 1.0
-        case "conv":
+        case "conv" if 0 not in shape:  # without entries, any norm
             return norms.scion_conv(*reading.spatial), 1.0
-        case "hidden":
+        case "conv" | "hidden":
             return norms.scion_spectral(), 1.0
         case None:
             norm = norms.scion_spectral()

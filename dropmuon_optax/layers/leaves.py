@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dropmuon_optax import checks
 from dropmuon_optax.layers import scans
@@ -47,6 +48,9 @@ class AdaptiveRadius(Noun):
             raise ValueError("`l0` and `l1` must not both be 0, got 0 and 0")
 
 
+Radius = float | AdaptiveRadius | optax.Schedule
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Layer(Noun):
     """What one leaf is: the layer it belongs to and how an oracle moves it.
@@ -55,7 +59,8 @@ class Layer(Noun):
       index: the layer's position counted from the input, from 0; None where the order
         of layers means nothing. Leaves of one layer (kernel and bias) share it.
       norm: the norm ‖·‖_(i); None for a leaf that no oracle moves.
-      radius: the step's length in the norm is learning_rate·radius.
+      radius: the step's length in the norm is learning_rate·radius; a number, a
+        schedule of the step count k, or an `AdaptiveRadius`.
       view: which axes are rows and columns; None is what `read` makes of the name.
 
     Raises:
@@ -64,7 +69,7 @@ class Layer(Noun):
 
     index: int | None
     norm: Norm | None
-    radius: float | AdaptiveRadius = 1.0
+    radius: Radius = 1.0
     view: View | None = None
 
     def __post_init__(self) -> None:
@@ -93,7 +98,7 @@ class Stacked(Noun):
 
     start: int | None
     norm: Norm | None
-    radius: float | AdaptiveRadius = 1.0
+    radius: Radius = 1.0
     view: View | None = None
     length: int | None = None
     axis: int = 0
@@ -113,7 +118,7 @@ def _check_layer(name: str, index: Any, norm: Any, radius: Any) -> None:
     if norm is not None and not isinstance(norm, Norm):
         raise ValueError(f"`norm` must be None or a norm, got {norm!r}")
     if not isinstance(radius, AdaptiveRadius):
-        checks.in_range("radius", radius, 0.0, math.inf, open_high=True)
+        checks.in_range("radius", radius, 0.0, math.inf, open_high=True, schedule=True)
 
 
 class Leaf(NamedTuple):
@@ -239,11 +244,7 @@ def movable_norm(leaf: Leaf) -> Norm:
             f"the leaf {leaf.path!r} must have a norm to be moved by an oracle, "
             "got norm=None; send it elsewhere, with `optax.partition` or `muon`"
         )
-    dtype = jnp.result_type(leaf.value)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"the leaf {leaf.path!r} must be real floating-point, got {dtype}"
-        )
+    checks.is_inexact(leaf.path, leaf.value, jnp.floating)
     return leaf.layer.norm
 
 

@@ -23,7 +23,8 @@ class Part:
     """What moves of a leaf.
 
     Attributes:
-      moves: whether each of its layers does; mostly just one.
+      moves: whether each of its layers does; mostly just one, none of an empty
+        stack.
       axis: the axis over layers of a leaf that has several.
     """
 

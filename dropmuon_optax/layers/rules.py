@@ -14,7 +14,8 @@ def choose(rules: Compressor | Rules, path: str, shape: tuple[int, int]) -> Comp
 
     A compressor stands for itself on matrices, and for `Identity` on vectors (matrices
     of one row or column): they are small, and what compresses matrices rarely fits.
-    A list of (regex, compressor) is taken as it is: the first that matches counts.
+    Of matrices without entries nothing is sent, by `Identity` again. A list of (regex,
+    compressor) is taken as it is: the first that matches counts.
 
     Args:
       rules: a compressor, or a list of (regex, compressor).
@@ -39,6 +40,8 @@ def choose(rules: Compressor | Rules, path: str, shape: tuple[int, int]) -> Comp
             raise ValueError(
                 f"a compressor must be given for every leaf, got none for {path!r}"
             )
+    if 0 in shape:
+        return Identity()
     found.check(shape, path)
     return found
 

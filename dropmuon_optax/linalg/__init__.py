@@ -19,5 +19,6 @@ from dropmuon_optax.linalg.power_iteration import least_squares as least_squares
 from dropmuon_optax.linalg.power_iteration import power_iteration as power_iteration
 from dropmuon_optax.linalg.scaling import l2_direction as l2_direction
 from dropmuon_optax.linalg.scaling import l2_norm as l2_norm
+from dropmuon_optax.linalg.scaling import saturate as saturate
 from dropmuon_optax.linalg.scaling import unit_scale as unit_scale
 from dropmuon_optax.linalg.scaling import wide_dtype as wide_dtype

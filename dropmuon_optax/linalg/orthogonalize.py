@@ -174,7 +174,7 @@ def polar_factor(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
              [0., 0.]], dtype=float32)
     """
     checks.is_matrix("x", x)
-    return _polar_factor(x)
+    return _polar_factor(x) if x.size else x
 
 
 @jax.custom_batching.sequential_vmap

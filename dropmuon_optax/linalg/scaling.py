@@ -1,17 +1,22 @@
 """Scales: what keeps squares, reciprocals and roundings inside a dtype's range."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 
-def wide_dtype(*arrays: Array) -> np.dtype:
+def wide_dtype(*arrays: Array | jax.ShapeDtypeStruct) -> np.dtype:
     """The dtype to compute in: float64 if an array has it, float32 otherwise.
+
+    It is complex, of as many bits in each part, if an array is.
 
     >>> wide_dtype(jnp.zeros(2, jnp.bfloat16))
     dtype('float32')
     """
-    double = any(x.dtype == jnp.float64 for x in arrays)
+    double = any(x.dtype in (jnp.float64, jnp.complex128) for x in arrays)
+    if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in arrays):
+        return np.dtype(np.complex128 if double else np.complex64)
     return np.dtype(np.float64 if double else np.float32)
 
 
@@ -27,17 +32,28 @@ def unit_scale(
     Returns:
       u, in float32 or wider, and s ≥ 0, with `axis` kept at length 1 (s is a scalar if
       `axis` is None). Where x is zero, u and s are. Where x is not finite, nor is s.
+      Without entries, s is zero.
 
     >>> unit_scale(jnp.array([[3e-30, -6e-30]]))[0]
     Array([[ 0.5, -1. ]], dtype=float32)
     """
     x = x.astype(wide_dtype(x))
-    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
+    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None, initial=0.0)
     # XLA divides by a scalar through its reciprocal, which for the largest floats is
     # subnormal and counts as zero: bring both nearer to 1 first, exactly.
     nudge = jnp.where(scale > 1, 1 / 16, 16.0).astype(x.dtype)
     divisor = jnp.where(scale == 0, jnp.ones_like(scale), scale * nudge)
     return x * nudge / divisor, scale
+
+
+def saturate(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Puts the largest finite numbers in the place of ±∞; NaN stays.
+
+    >>> saturate(jnp.array([jnp.inf, -1.0]))
+    Array([ 3.4028235e+38, -1.0000000e+00], dtype=float32)
+    """
+    largest = jnp.finfo(x.dtype).max
+    return jnp.clip(x, -largest, largest)
 
 
 def l2_norm(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:

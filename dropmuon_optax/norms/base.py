@@ -58,6 +58,8 @@ class Norm(Noun, abc.ABC):
           ValueError: if `x` is no matrix.
         """
         checks.is_matrix("x", x)
+        if x.size == 0:
+            return jnp.zeros((), linalg.wide_dtype(x))
         unit, scale = linalg.unit_scale(x)
         return scale * self._norm(unit)
 
@@ -74,6 +76,8 @@ class Norm(Noun, abc.ABC):
           ValueError: if `g` is no matrix.
         """
         checks.is_matrix("g", g)
+        if g.size == 0:
+            return jnp.zeros((), linalg.wide_dtype(g))
         unit, scale = linalg.unit_scale(g)
         return scale * self._dual_norm(unit)
 
@@ -99,6 +103,8 @@ class Norm(Noun, abc.ABC):
         """
         checks.is_matrix("g", g)
         checks.in_range("radius", radius, 0.0, math.inf, open_high=True)
+        if g.size == 0:
+            return g
         unit, scale = linalg.unit_scale(g)
         step = -jnp.asarray(radius, unit.dtype) * self._maximizer(unit)
         return jnp.where(jnp.isfinite(scale), step, jnp.nan).astype(g.dtype)

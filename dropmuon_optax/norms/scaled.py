@@ -42,7 +42,8 @@ class Scaled(Norm):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Norm):
             raise ValueError(f"`inner` must be a norm, got {self.inner!r}")
-        checks.in_range("factor", self.factor, 0.0, math.inf, open_low=True)
+        if not callable(self.factor):
+            checks.in_range("factor", self.factor, 0.0, math.inf, open_low=True)
 
     def named(self, name: str) -> "Scaled":
         """The same norm, printed as the call that made it.
@@ -102,7 +103,7 @@ class Monomial(Noun):
       at_most: an upper bound.
 
     Raises:
-      ValueError: if `constant` or `at_most` is not positive.
+      ValueError: if a power is no number, or `constant` or `at_most` not positive.
 
     Examples:
       >>> Monomial(fan_in=0.5, fan_out=-0.5)(16, 4)
@@ -115,6 +116,8 @@ class Monomial(Noun):
     at_most: float = math.inf
 
     def __post_init__(self) -> None:
+        for name in ("fan_in", "fan_out"):
+            checks.in_range(name, getattr(self, name))
         checks.in_range("constant", self.constant, 0.0, math.inf, open_low=True)
         checks.in_range("at_most", self.at_most, 0.0, math.inf, open_low=True)
 

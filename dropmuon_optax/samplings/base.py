@@ -28,23 +28,79 @@ _CERTAIN = 2**32
 class Sampling(Noun, abc.ABC):
     """A distribution over sets of layers, given the step count k.
 
+    To write one, give the inclusion probabilities, as `table`; if they change with k,
+    `row` says which of the table's rows holds; if it can't be one of any number of
+    layers, `check` says so. Drawing, marginals and the host's side follow.
+
     Attributes:
       nested: whether one uniform number U decides for all layers.
       absent: whether layers outside Sᵏ are not even run (see `present_layers`), rather
         than run and frozen.
+
+    Examples:
+      All layers at every third step, and the last one alone in between:
+
+      >>> import dataclasses
+      >>> @dataclasses.dataclass(frozen=True, repr=False)
+      ... class EveryThird(Sampling):
+      ...     def table(self, num_layers):
+      ...         last = np.arange(num_layers) == num_layers - 1
+      ...         return np.stack([np.ones(num_layers), last.astype(float)])
+      ...
+      ...     def row(self, num_layers, count):
+      ...         return (count % 3).clip(0, 1)
+      >>> sampling = EveryThird()
+      >>> sampling.marginals(4, 3), sampling.marginals(4, 4)
+      (array([1., 1., 1., 1.]), array([0., 0., 0., 1.]))
+      >>> sampling.always(4)
+      (False, False, False, True)
+      >>> sampling.sample(4, 5, key=jax.random.key(0))
+      Array([False, False, False,  True], dtype=bool)
     """
 
     nested: ClassVar[bool] = True
     absent: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
-        """Inclusion probabilities; each step's are one of the rows."""
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """Inclusion probabilities; each step's are one of the rows.
 
-    def _row(self, num_layers: int, count: Any) -> Any:
-        """Which row holds at step `count`, an integer (array)."""
+        Args:
+          num_layers: the number of layers b.
+
+        Returns:
+          Numbers in [0, 1] of shape (rows, b), layers counted from the input; NumPy's,
+          for they are known before anything is traced.
+        """
+
+    def row(self, num_layers: int, count: Any) -> Any:
+        """Which row of the table holds at step k; the first one, unless overridden.
+
+        Args:
+          num_layers: the number of layers b.
+          count: k, an array of whole numbers of any shape, NumPy's or JAX's: it may be
+            traced, so no `if` over it.
+
+        Returns:
+          Whole numbers below the number of rows, of the shape of `count`.
+        """
         del num_layers
         return 0 * count
+
+    def _checked(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """The table, if it is one."""
+        found = np.asarray(self.table(num_layers))
+        if found.ndim != 2 or found.shape[1] != num_layers or not len(found):
+            raise ValueError(
+                f"`table` of {self!r} must have shape (rows, {num_layers}), got "
+                f"{found.shape}"
+            )
+        if not ((found >= 0) & (found <= 1)).all():
+            raise ValueError(
+                f"`table` of {self!r} must hold probabilities in [0, 1], got "
+                f"{found.min()} … {found.max()}"
+            )
+        return found.astype(float)
 
     def check(self, num_layers: int) -> None:
         """Raises a ValueError if this can't be a sampling of `num_layers` layers."""
@@ -83,23 +139,23 @@ class Sampling(Noun, abc.ABC):
           ValueError: if the sampling is one of another number of layers.
         """
         self.check(num_layers)
-        table = self._table(num_layers)
+        table = self._checked(num_layers)
         if isinstance(count, jax.Array):
             table = jnp.asarray(table, jnp.result_type(float))
         else:
             count = np.asarray(count)
-        return table[self._row(num_layers, count)]
+        return table[self.row(num_layers, count)]
 
     def can_be_empty(self, num_layers: int) -> bool:
         """Whether there are steps at which no layer may move."""
         self.check(num_layers)
-        thresholds = _thresholds(self._table(num_layers))
+        thresholds = _thresholds(self._checked(num_layers))
         return not (thresholds == _CERTAIN).any(axis=-1).all()
 
     def always(self, num_layers: int) -> tuple[bool, ...]:
         """Which layers move at every step."""
         self.check(num_layers)
-        certain = _thresholds(self._table(num_layers)) == _CERTAIN
+        certain = _thresholds(self._checked(num_layers)) == _CERTAIN
         return tuple(certain.all(axis=0).tolist())
 
     def num_words(self, num_layers: int) -> int:
@@ -118,8 +174,8 @@ class Sampling(Noun, abc.ABC):
           bool of shape (…, b).
         """
         xp = words.__array_namespace__()
-        thresholds = _thresholds(self._table(num_layers))
-        row = self._row(num_layers, count)
+        thresholds = _thresholds(self._checked(num_layers))
+        row = self.row(num_layers, count)
         certain = xp.asarray(thresholds == _CERTAIN)[row]
         below = xp.asarray(np.minimum(thresholds, _CERTAIN - 1).astype(np.uint32))[row]
         return (words < below) | certain
@@ -134,19 +190,25 @@ def as_probabilities(name: str, values: Any) -> tuple[float, ...]:
     """`values` as a tuple of floats.
 
     Raises:
-      ValueError: if they are no numbers in [0, 1].
+      ValueError: if they are no numbers in [0, 1], or it is no sequence.
 
-    >>> as_probabilities("probabilities", [0.5, -0.5])
+    >>> as_probabilities("probabilities", 0.5)
     Traceback (most recent call last):
     ...
-    ValueError: `probabilities` must be numbers in [0, 1], got [0.5, -0.5]
+    ValueError: `probabilities` must be a sequence of numbers in [0, 1], one for each
+    layer, such as (0.5, 1.0), got 0.5
     """
     try:
+        if any(isinstance(value, bool | np.bool_ | str) for value in values):
+            raise TypeError
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
         found = (-1.0,)
     if not found or not all(0 <= value <= 1 for value in found):
-        raise ValueError(f"`{name}` must be numbers in [0, 1], got {values!r}")
+        raise ValueError(
+            f"`{name}` must be a sequence of numbers in [0, 1], one for each layer, "
+            f"such as (0.5, 1.0), got {values!r}"
+        )
     return found
 
 

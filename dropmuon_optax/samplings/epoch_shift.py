@@ -38,14 +38,14 @@ class _Shift(Sampling, abc.ABC):
     def _steps_per_stage(self) -> int:
         return -(-self._num_steps // NUM_STAGES)
 
-    def _row(self, num_layers: int, count: Any) -> Any:
+    def row(self, num_layers: int, count: Any) -> Any:
         return (count // self._steps_per_stage).clip(max=self._last_row)
 
     @property
     def _last_row(self) -> int:
         return -(-self._num_steps // self._steps_per_stage)
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
         steps = np.arange(self._last_row + 1) * self._steps_per_stage
         q = np.minimum(steps / self._num_steps, 1.0)
         return inclusion(self._weights(np.arange(num_layers, dtype=float), q[:, None]))

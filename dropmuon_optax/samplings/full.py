@@ -19,5 +19,6 @@ class Full(Sampling):
       array([1., 1., 1.])
     """
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """Ones."""
         return np.ones((1, num_layers))

@@ -73,9 +73,11 @@ class Grown(Sampling):
         for _, moves in self.stages:
             check_length(self, moves, num_layers)
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """A row for each stage."""
         return np.array([moves for _, moves in self.stages], np.float64)
 
-    def _row(self, num_layers: int, count: Any) -> Any:
+    def row(self, num_layers: int, count: Any) -> Any:
+        """The stage in force."""
         later = [(count - (first - 1)).clip(0, 1) for first, _ in self.stages[1:]]
         return sum(later, start=0 * count)

@@ -28,7 +28,8 @@ class Coins(Sampling, abc.ABC):
         super().check(num_layers)
         check_length(self, tuple(self.probabilities), num_layers)
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """One row, as given."""
         return np.array(self.probabilities, np.float64)[None]
 
 

@@ -55,5 +55,6 @@ class Nice(Sampling):
         order = xp.argsort(words, axis=-1, stable=True)
         return xp.argsort(order, axis=-1, stable=True) < self.tau
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """One row of τ/b."""
         return np.full((1, num_layers), self.tau / num_layers)

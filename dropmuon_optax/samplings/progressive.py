@@ -60,7 +60,8 @@ class Progressive(Sampling):
         if self.probabilities is not None:
             check_length(self, tuple(self.probabilities), num_layers)
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """One row, from the cutoffs' probabilities."""
         weights = self.probabilities
         return inclusion(np.ones(num_layers) if weights is None else weights)[None]
 

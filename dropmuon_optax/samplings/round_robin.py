@@ -19,8 +19,10 @@ class RoundRobin(Sampling):
       array([0., 1., 0.])
     """
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """A row for each layer."""
         return np.eye(num_layers)
 
-    def _row(self, num_layers: int, count: Any) -> Any:
+    def row(self, num_layers: int, count: Any) -> Any:
+        """The layer whose turn it is."""
         return count % num_layers

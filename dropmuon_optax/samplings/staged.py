@@ -71,14 +71,16 @@ class Staged(Sampling):
         for _, sampling in self.stages:
             sampling.check(num_layers)
 
-    def _table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
-        return np.concatenate([s._table(num_layers) for _, s in self.stages])
+    def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
+        """Those of the stages, one below the other."""
+        return np.concatenate([s.table(num_layers) for _, s in self.stages])
 
-    def _row(self, num_layers: int, count: Any) -> Any:
+    def row(self, num_layers: int, count: Any) -> Any:
+        """The row of the stage in force."""
         row, offset = 0 * count, 0
         for first, sampling in self.stages:
             in_force = (count - (first - 1)).clip(0, 1)
-            own = sampling._row(num_layers, count) + offset
+            own = sampling.row(num_layers, count) + offset
             row = (1 - in_force) * row + in_force * own
-            offset += len(sampling._table(num_layers))
+            offset += len(sampling.table(num_layers))
         return row

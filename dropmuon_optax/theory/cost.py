@@ -51,9 +51,14 @@ class StepCost(Noun):
     per_layer: Sequence[float | int]
 
     def __post_init__(self) -> None:
+        costs = [("fixed", self.fixed), *(("per_layer", c) for c in self.per_layer)]
+        for name, cost in costs:
+            checks.in_range(
+                name, cost, -math.inf, math.inf, open_low=True, open_high=True
+            )
+        if len(costs) == 1:
+            raise ValueError("`per_layer` must hold at least one cost, got none")
         values = tuple(float(cost) for cost in self.per_layer)
-        if not values or not all(map(math.isfinite, (self.fixed, *values))):
-            raise ValueError(f"a step's costs must be finite numbers, got {self!r}")
         object.__setattr__(self, "per_layer", values)
 
     def of(self, active: Sequence[bool]) -> float:

@@ -59,6 +59,7 @@ def estimated_layers(
       {'w': Layer(None, MaxEntry(), radius=AdaptiveRadius(1.0, 2.0))}
     """
     checks.is_function("layers", layers)
+    checks.in_range("max_honesty", max_honesty, 0.0)
     if rule not in ("adaptive", "constant"):
         raise ValueError(f'`rule` must be "adaptive" or "constant", got {rule!r}')
     by_leaf: dict[str, list[SmoothnessFit]] = {}

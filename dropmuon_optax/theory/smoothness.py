@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers.leaves import LayersFn, join
+from dropmuon_optax.layers.trees import check_gradients, checked
 from dropmuon_optax.meshes import gathered
 from dropmuon_optax.theory.fit import ASYMMETRY, Line, no_line, refine
 
@@ -165,14 +166,19 @@ def no_history(layers: LayersFn, params: Any, capacity: int = 128) -> History:
     Raises:
       ValueError: if `capacity` is not even and positive.
     """
-    checks.positive_int("capacity", capacity)
-    if capacity % 2:
-        raise ValueError(f"`capacity` must be even, got {capacity}")
-    zeros = jax.eval_shape(lambda tree: _norms(layers, tree, dual=False), params)
-    row = jnp.zeros(zeros.shape, zeros.dtype)
+    check_capacity(capacity)
+    row = jax.eval_shape(lambda tree: _norms(layers, tree, dual=False), params)
+    row = jnp.zeros_like(row)
     rows = [jnp.zeros((capacity, *row.shape), row.dtype) for _ in range(3)]
     counts = jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32)
     return History(*counts, SmoothnessPoints(*rows), no_line(row))
+
+
+def check_capacity(capacity: Any) -> None:
+    """Refuses what is no even number of rows."""
+    checks.positive_int("capacity", capacity)
+    if capacity % 2:
+        raise ValueError(f"`capacity` must be even, got {capacity}")
 
 
 def remember(
@@ -249,8 +255,10 @@ def track_smoothness(
       >>> print(points.smoothness[:4, 0], state[0].history.num_points)
       [4. 4. 4. 4.] 4
     """
+    checks.is_function("layers", layers)
+    check_capacity(capacity)
     checks.positive_int("every", every)
-    checks.in_range("asymmetry", asymmetry, 0.0)
+    checks.in_range("asymmetry", asymmetry, 0.0, math.inf, open_high=True)
 
     def init(params: Any) -> SmoothnessState:
         zeros = jax.tree.map(
@@ -274,6 +282,7 @@ def track_smoothness(
                 "`params` must be given to `update` to measure smoothness, got None"
             )
         now = updates if replayed_gradient is None else replayed_gradient
+        check_gradients(now, params)
 
         def measured() -> History:
             row = _row(layers, state.params, state.gradient, params, now)
@@ -288,4 +297,4 @@ def track_smoothness(
         count = optax.safe_increment(state.count)
         return updates, SmoothnessState(count, old, gradient, history)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return checked(optax.GradientTransformationExtraArgs(init, update), jnp.floating)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+import optax
 
 from dropmuon_optax.compressors import BFloat16, Compressor, Identity
 from dropmuon_optax.layers.leaves import (
@@ -26,109 +26,11 @@ from dropmuon_optax.layers.leaves import (
     movable_norm,
 )
 from dropmuon_optax.layers.rules import Rules, choose
-from dropmuon_optax.layers.views import View
+from dropmuon_optax.layers.trees import masked_by
 from dropmuon_optax.norms import Norm, unscaled
+from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
 MIN_BLOCK = 4096  # entries; a smaller block isn't worth its place in a stack
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A piece of a leaf, and how it falls into members of a stack.
-
-    Attributes:
-      shape: of each of its matrices, (m, n).
-      axis: the axis of the matrices that is cut into blocks; None if none is.
-      blocks: the number of blocks.
-      flips: whether the members are transposed, to lie in a stack with others.
-      stack: the number of the stack.
-      first: the place of its first member in the stack.
-      count: the number of its members; those of one layer lie together.
-    """
-
-    shape: tuple[int, int]
-    axis: int | None
-    blocks: int
-    flips: bool
-    stack: int = 0
-    first: int = 0
-    count: int = 0
-
-    @property
-    def member_shape(self) -> tuple[int, int]:
-        """Of each member, (p, q)."""
-        sides = list(self.shape)
-        if self.axis is not None:
-            sides[self.axis] = -(-sides[self.axis] // self.blocks)
-        p, q = reversed(sides) if self.flips else sides
-        return p, q
-
-    def to_stack(self, matrices: Float[Array, "k m n"]) -> Float[Array, "c p q"]:
-        """The matrices, of all layers or some, as members."""
-        if self.axis is not None:
-            matrices = _cut(matrices, 1 + self.axis, self.blocks)
-        return matrices.mT if self.flips else matrices
-
-    def from_stack(self, stack: Float[Array, "c p q"]) -> Float[Array, "k m n"]:
-        """The inverse of `to_stack`."""
-        matrices = stack.mT if self.flips else stack
-        if self.axis is None:
-            return matrices
-        m, n = self.shape
-        return _join(matrices, 1 + self.axis, self.blocks)[:, :m, :n]
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnedLeaf:
-    """One leaf and its pieces: one, unless its view splits it.
-
-    Attributes:
-      path: the leaf's path.
-      shape: the leaf's shape.
-      view: of the leaf.
-      layers: the axis over layers; None if the leaf is one layer's.
-      pieces: in the order of the view's.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    view: View
-    layers: int | None
-    pieces: tuple[Piece, ...]
-
-    def to_stacks(self, x: Array) -> list[Array]:
-        """The leaf, or some layers of a stacked one: each piece's members, float32."""
-        pieces = self.view.to_pieces(x.astype(jnp.float32))
-        return [
-            piece.to_stack(matrices)
-            for piece, matrices in zip(self.pieces, pieces, strict=True)
-        ]
-
-    def from_stacks(self, stacks: Sequence[Array]) -> Array:
-        """The inverse of `to_stacks`, in float32."""
-        shape = list(self.shape)
-        if self.layers is not None:
-            share = len(stacks[0]) * shape[self.layers]
-            shape[self.layers] = share // self.pieces[0].count
-        pieces = [
-            piece.from_stack(stack)
-            for piece, stack in zip(self.pieces, stacks, strict=True)
-        ]
-        return self.view.from_pieces(pieces, tuple(shape))
-
-
-def _cut(x: Array, axis: int, blocks: int) -> Array:
-    """Matrices (k, m, n) as blocks along an axis, (k·blocks, …), padded with zeros."""
-    pad = [(0, 0)] * 3
-    pad[axis] = (0, -x.shape[axis] % blocks)
-    parts = jnp.split(jnp.pad(x, pad), blocks, axis)
-    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
-
-
-def _join(x: Array, axis: int, blocks: int) -> Array:
-    """The inverse of `_cut`, padding included."""
-    parts = x.reshape(-1, blocks, *x.shape[1:])
-    return jnp.concatenate([parts[:, i] for i in range(blocks)], axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +42,16 @@ class Stack:
       norm: without its scale, which is in `radii`.
       worker: the workers' compressor.
       server: the server's compressor.
-      radii: the radius of each member, (t,) or (L⁰, L¹).
+      decays: whether weight decay is for them.
+      radii: the radius of each member, (t,) or (L⁰, L¹); t may be a schedule.
     """
 
     shape: tuple[int, int]
     norm: Norm
     worker: Compressor
     server: Compressor
-    radii: tuple[tuple[float, ...], ...] = ()
+    decays: bool = True
+    radii: tuple[tuple[float | optax.Schedule, ...], ...] = ()
 
 
 @jax.tree_util.register_static
@@ -175,6 +79,7 @@ def own(
     num_blocks: int,
     worker_compressor: Compressor | Rules,
     server_compressor: Compressor | Rules | None,
+    weight_decay_mask: Any = None,
 ) -> Ownership:
     """The stacks of a tree of parameters, and who owns what.
 
@@ -185,24 +90,30 @@ def own(
       num_blocks: how many blocks a large matrix whose oracle allows it is cut into.
       worker_compressor: a compressor, or a list of (regex, compressor).
       server_compressor: likewise; None is dense, in the parameters' dtype.
+      weight_decay_mask: which leaves decay, as `masked_by` takes it.
 
     Raises:
       ValueError: if a leaf has no norm, is no real floating-point array, or a
         compressor doesn't fit it; naming its path.
     """
     numbers: dict[Any, int] = {}
-    radii: list[list[tuple[float, ...]]] = []
+    radii: list[list[tuple[Any, ...]]] = []
+    decays = jax.tree.leaves(masked_by(weight_decay_mask, params))
     leaves = join(layers, params)
     order = sorted(range(len(leaves)), key=lambda i: (leaves[i].start or 0, i))
     found: dict[int, OwnedLeaf] = {}
     for i in order:
         leaf, pieces = leaves[i], []
-        for piece in _pieces(leaf, num_blocks):
-            norm, columns = _geometry(leaf, piece.shape)
+        for count, m, n in _matrices(leaf):
+            worker = choose(worker_compressor, leaf.path, (m, n))
+            server = _server_compressor(server_compressor, leaf, (m, n))
+            symmetric = worker.symmetric and server.symmetric
+            piece = _piece(leaf, (count, m, n), num_blocks, symmetric)
             shape = piece.member_shape
-            worker = choose(worker_compressor, leaf.path, shape)
-            server = _server_compressor(server_compressor, leaf, shape)
-            key = Stack(shape, norm, worker, server), len(columns)
+            worker.check(shape, leaf.path)
+            server.check(shape, leaf.path)
+            norm, columns = _geometry(leaf, (m, n))
+            key = Stack(shape, norm, worker, server, decays[i]), len(columns)
             number = numbers.setdefault(key, len(numbers))
             if number == len(radii):
                 radii.append([])
@@ -228,38 +139,61 @@ def _server_compressor(
     return BFloat16() if narrow else Identity()
 
 
-def _pieces(leaf: Leaf, num_blocks: int) -> list[Piece]:
-    """The leaf's pieces, not yet in a stack."""
-    norm = movable_norm(leaf)
+def _matrices(leaf: Leaf) -> list[tuple[int, int, int]]:
+    """(number of matrices, fan_in, fan_out) of each of the leaf's pieces."""
+    movable_norm(leaf)
     shape = jnp.shape(leaf.value)
     if math.prod(shape) >= 2**31:
         raise ValueError(
             f"the leaf {leaf.path!r} must have fewer than 2³¹ entries, got {shape}"
         )
-    pieces = []
-    for count, m, n in leaf.view.matrix_shapes(shape):
-        axis = _block_axis(leaf, (m, n), num_blocks)
-        blocks = 1 if axis is None else num_blocks
-        core, _ = unscaled(norm, (m, n))
-        piece = Piece((m, n), axis, blocks, flips=False, count=count * blocks)
-        p, q = piece.member_shape
-        pieces.append(dataclasses.replace(piece, flips=p > q and core.symmetric))
-    return pieces
+    return [] if 0 in shape else leaf.view.matrix_shapes(shape)
 
 
-def _block_axis(leaf: Leaf, shape: tuple[int, int], num_blocks: int) -> int | None:
+def _piece(
+    leaf: Leaf, matrices: tuple[int, int, int], num_blocks: int, symmetric: bool
+) -> Piece:
+    """A piece of the leaf, not yet in a stack.
+
+    Compressors that aren't `symmetric` see the leaf's own columns, each of them whole.
+    """
+    count, m, n = matrices
+    axis = _block_axis(leaf, (m, n), num_blocks, (0, 1) if symmetric else (1,))
+    blocks = 1 if axis is None else num_blocks
+    core, _ = unscaled(movable_norm(leaf), (m, n))
+    piece = Piece((m, n), axis, blocks, flips=False, count=count * blocks)
+    p, q = piece.member_shape
+    flips = p > q and core.symmetric and symmetric
+    return dataclasses.replace(piece, flips=flips)
+
+
+def _block_axis(
+    leaf: Leaf, shape: tuple[int, int], num_blocks: int, allowed: tuple[int, ...]
+) -> int | None:
     """The axis along which a matrix is cut into blocks; None leaves it whole."""
     norm = leaf.layer.norm
     assert norm is not None
     core, _ = unscaled(norm, shape)
     adaptive = isinstance(leaf.layer.radius, AdaptiveRadius)
     large = num_blocks > 1 and math.prod(shape) >= MIN_BLOCK * num_blocks
-    if adaptive or not large or not core.separable:
+    axes = [axis for axis in core.separable if axis in allowed]
+    if adaptive or not large or not axes:
         return None
-    return max(core.separable, key=lambda axis: shape[axis])
+    return max(axes, key=lambda axis: shape[axis])
 
 
-def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ...]]:
+@dataclasses.dataclass(frozen=True)
+class _Quotient:
+    """A schedule divided by a number; two of them compare by both."""
+
+    schedule: optax.Schedule
+    divisor: float
+
+    def __call__(self, count: Any) -> Any:
+        return self.schedule(count) / self.divisor
+
+
+def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[Any, ...]]:
     """The norm without its scale, and the radius in units of it.
 
     A radius t of c‖·‖ is one of t/c of ‖·‖; Gluon's, 1/(L⁰/‖g‖⋆ + L¹), goes with
@@ -270,4 +204,4 @@ def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ..
     radius = leaf.layer.radius
     if isinstance(radius, AdaptiveRadius):
         return norm, (radius.l0 * c**2, radius.l1 * c)
-    return norm, (radius / c,)
+    return norm, (_Quotient(radius, c) if callable(radius) else radius / c,)

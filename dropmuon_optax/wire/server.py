@@ -3,13 +3,16 @@
 The server's is on all workers alike, or has each matrix on the worker that owns it.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import ShapeDtypeStruct
 
 from dropmuon_optax.layers.leaves import path_of
 from dropmuon_optax.layers.parts import narrow, widen
+from dropmuon_optax.layers.trees import check_state
 from dropmuon_optax.wire.messages import Memory, first_memory
 from dropmuon_optax.wire.ownership import Ownership
 from dropmuon_optax.wire.stacks import (
@@ -21,6 +24,7 @@ from dropmuon_optax.wire.stacks import (
     select,
     take,
 )
+from dropmuon_optax.wire.workers import per_worker
 
 
 class Shared(NamedTuple):
@@ -122,36 +126,99 @@ def _first_server(
     inner: Any, params: Any, whole: Selection, shared: bool, keeps_x: bool
 ) -> Server:
     n = whole.ownership.num_owners
-    stacks = collect(whole, params)
+    abstract = any(isinstance(x, ShapeDtypeStruct) for x in jax.tree.leaves(params))
+    run = jax.eval_shape if abstract else lambda fun, tree: fun(tree)
+    stacks = run(lambda tree: collect(whole, narrow(tree, whole.parts)), params)
     memory = first_memory(whole.servers, whole.shapes, whole.counts)
+    # What has no value yet stays a shape: X is W, and not zero.
+    X = run(lambda tree: _copied(tree), params) if shared else stacks
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), X)
+    stacks = jax.tree.map(jnp.zeros_like, stacks) if abstract else stacks
+    X = X if keeps_x else None
     if shared:
-        wide = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
-        zeros = jax.tree.map(jnp.zeros_like, wide)
         state = inner.init({s: x[0] for s, x in stacks.items()})
-        return Shared(zeros, wide if keeps_x else None, state, memory)
-    zeros = jax.tree.map(jnp.zeros_like, stacks)
+        return Shared(zeros, X, state, memory)
     state = jax.vmap(inner.init, axis_size=n)(stacks)
-    X = stacks if keeps_x else None
     return Owned(zeros, X, state, _repeated(memory, n), whole.ownership)
+
+
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), tree)
 
 
 def _repeated(memory: Memory, n: int) -> Memory:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), memory)
 
 
-def check_server(server: Server, selection: Selection, inner: Any) -> None:
+def check_first(state: Any, first: EF21State, momentum: Any, server: Any) -> None:
+    """Refuses the state of other options, or of another tree.
+
+    Args:
+      state: as `update` got it.
+      first: shapes of what `init` returns.
+      momentum: the option, for the message.
+      server: likewise, the server's compressor.
+
+    Raises:
+      ValueError: naming the option, or the leaf.
+    """
+    if not isinstance(state, EF21State):
+        raise ValueError(f"`state` must be what `init` returned, got {state!r}")
+    made = "the state must be made with the options it is used with; it was made"
+    if (state.momentum is None) != (first.momentum is None):
+        how = "with momentum=0" if state.momentum is None else "with momentum"
+        raise ValueError(f"{made} {how} and is used with momentum={momentum!r}")
+    if type(state.server) is not type(first.server):
+        how = "one server" if isinstance(state.server, Shared) else "owners"
+        raise ValueError(
+            f"{made} for {how} and is used with another `topology` or `num_workers`"
+        )
+    if (state.server.X is None) != (first.server.X is None):
+        how = "without" if state.server.X is None else "with"
+        raise ValueError(
+            f"{made} {how} a server's compressor and is used with "
+            f"server_compressor={server!r}"
+        )
+
+
+def _check_ownership(found: Ownership, wanted: Ownership) -> None:
+    if found.num_owners != wanted.num_owners:
+        raise ValueError(
+            f"`state` must be of {wanted.num_owners} workers, got one of "
+            f"{found.num_owners}"
+        )
+    for leaf, other in zip(wanted.leaves, found.leaves, strict=False):
+        new, old = (
+            (
+                x.path,
+                [
+                    dataclasses.replace(o.stacks[piece.stack], radii=())
+                    for piece in x.pieces
+                ],
+            )
+            for x, o in ((leaf, wanted), (other, found))
+        )
+        if new != old:
+            raise ValueError(
+                "`state` must be of these layers and compressors, of "
+                f"{new[0]!r} {new[1]}, got {old[0]!r} {old[1]}"
+            )
+    if found != wanted:
+        raise ValueError("`state` must be of these layers and radii, got other ones")
+
+
+def check_server(
+    state: EF21State, first: EF21State, selection: Selection, inner: Any
+) -> None:
     """Refuses the state of other matrices, and what can't run on some of them alone.
 
     Raises:
       ValueError: saying which.
     """
-    ownership = selection.ownership
-    if isinstance(server, Owned) and server.ownership != ownership:
-        raise ValueError(
-            "`state` must be of these layers, compressors and "
-            f"{ownership.num_owners} workers; it is of other ones, and of "
-            f"{server.ownership.num_owners} workers"
-        )
+    server, ownership = state.server, selection.ownership
+    if isinstance(server, Owned):
+        _check_ownership(server.ownership, ownership)
+    check_state(state, first, per_worker(first))
     if all(selection.is_whole(s) for s in range(len(ownership.stacks))):
         return
     some = {s: jnp.zeros((1, *shape)) for s, shape in selection.shapes.items()}
@@ -217,7 +284,7 @@ def iterate(server: Server) -> dict[str, Any]:
                 f"`state` must hold all {n} workers' parts, outside of `worker_map`, "
                 f"got those of {x.shape[0]}"
             )
-    leaves = server.ownership.leaves
+    leaves = [leaf for leaf, _ in whole.leaves]
     like = [jnp.zeros((), jnp.float32) for _ in leaves]
     found = scatter(whole, server.X, like)
     return {leaf.path: x for leaf, x in zip(leaves, found, strict=True)}

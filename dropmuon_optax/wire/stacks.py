@@ -16,7 +16,8 @@ from jaxtyping import Array
 from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.layers.parts import WHOLE, Part
 from dropmuon_optax.lmo import lmo_rows
-from dropmuon_optax.wire.ownership import OwnedLeaf, Ownership, Piece
+from dropmuon_optax.wire.ownership import Ownership
+from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
 Stacks = dict[int, Array]
 
@@ -26,7 +27,8 @@ class Selection(NamedTuple):
 
     Attributes:
       ownership: of all matrices.
-      parts: what moves of each leaf, in flattening order.
+      parts: what moves of each leaf, in flattening order; nothing where it has no
+        entries.
       tables: for each stack in which something moves, its members by owner and place,
         int (n, t), with −1 where an owner has fewer.
     """
@@ -78,26 +80,39 @@ class Selection(NamedTuple):
         table = self.tables[stack]
         return np.where(table < 0, np.iinfo(np.int32).max, table)
 
-    def columns(self, stack: int) -> list[np.ndarray]:
-        """The radius of each member (and L⁰, L¹ likewise), float32 (n, t)."""
-        radii = np.array([*self.ownership.stacks[stack].radii], np.float32)
-        absent = np.zeros_like(radii[:1])
-        absent[:, -1] = 1.0  # any radius: the matrices that aren't there are zero
-        table = np.concatenate([radii, absent])[self.tables[stack]]
-        return [table[..., c] for c in range(table.shape[-1])]
+    @property
+    def decays(self) -> dict[int, bool]:
+        """Of each stack, whether weight decay is for it."""
+        return {s: self.ownership.stacks[s].decays for s in self.tables}
+
+    def columns(self, stack: int, count: Any) -> list[Array]:
+        """The radius of each member (and L⁰, L¹ likewise) at step k, float32 (n, t)."""
+        radii = self.ownership.stacks[stack].radii
+        # Any radius for what isn't there: those matrices are zero.
+        padded = [*radii, (*[0.0] * (len(radii[0]) - 1), 1.0)]
+        columns = [
+            [value(count) if callable(value) else value for value in column]
+            for column in zip(*padded, strict=True)
+        ]
+        table = self.tables[stack]
+        return [jnp.array(column, jnp.float32)[table] for column in columns]
 
 
 def select(ownership: Ownership, parts: Sequence[Part] | None = None) -> Selection:
     """What moves; `parts` says what of each leaf, None is everything."""
     if parts is None:
         parts = [WHOLE] * len(ownership.leaves)
+    parts = [
+        part if leaf.pieces else Part((False,))
+        for leaf, part in zip(ownership.leaves, parts, strict=True)
+    ]
     members: dict[int, list[int]] = {}
     for leaf, part in zip(ownership.leaves, parts, strict=True):
         if part.any:
             for piece in leaf.pieces:
                 members.setdefault(piece.stack, []).extend(_members(piece, part))
     tables = {s: ownership.table(sorted(members[s])) for s in sorted(members)}
-    return Selection(ownership, list(parts), tables)
+    return Selection(ownership, parts, tables)
 
 
 def collect(selection: Selection, tree: Any) -> Stacks:
@@ -146,11 +161,11 @@ def _rows(stack: Array, index: list[int]) -> Array:
     return whole[np.array(index, np.int32)]
 
 
-def oracle(selection: Selection, owner: Any, stacks: Stacks) -> Stacks:
-    """−LMO of what moves and is this owner's, each matrix with its own radius."""
+def oracle(selection: Selection, owner: Any, count: Any, stacks: Stacks) -> Stacks:
+    """−LMO of what moves and is this owner's, each matrix with its radius at step k."""
     steps = {}
     for s, stack in stacks.items():
-        radii = [jnp.asarray(column)[owner] for column in selection.columns(s)]
+        radii = [column[owner] for column in selection.columns(s, count)]
         steps[s] = lmo_rows(selection.ownership.stacks[s].norm, stack, radii)
     return steps
 

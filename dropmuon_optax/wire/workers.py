@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dropmuon_optax.counters.traffic import SIMULATED
 from dropmuon_optax.layers.leaves import path_of
 
 Step = Callable[..., tuple[Any, ...]]
@@ -195,13 +196,18 @@ def _simulated(step: Step, axis_name: str, roles: Any, num_workers: int) -> Step
         split = jax.tree.map(
             lambda x: jnp.reshape(x, (num_workers, -1, *jnp.shape(x)[1:])), batch
         )
-        params, state, rest = jax.vmap(
+        run = jax.vmap(
             _with_rest(step),
             in_axes=(None, axes, *[0] * len(batch)),
             out_axes=(None, axes, None),
             axis_name=axis_name,
             axis_size=num_workers,
-        )(params, state, *split)
+        )
+        if num_workers == 1:
+            params, state, rest = run(params, state, *split)
+        else:  # the counters of bytes know a simulation by its scope
+            with jax.named_scope(f"{SIMULATED}{num_workers}"):
+                params, state, rest = run(params, state, *split)
         return params, state, *rest
 
     return mapped

@@ -50,7 +50,7 @@ SAMPLINGS = [
 SGD = optax.sgd(0.1, momentum=0.9, nesterov=True)
 INNERS = {
     "gluon": dm.gluon(0.1, LAYERS, weight_decay=0.1),
-    "muon": dm.muon(0.1, weight_decay=0.1),
+    "muon": dm.muon(0.1, weight_decay=0.1, adam_weight_decay=0.1),
     "scion": dm.scion(0.1),
     "sgd": SGD,
     "adamw": optax.adamw(0.1, weight_decay=0.1),

@@ -152,6 +152,7 @@ def test_muon_with_exact_polar_factors(nesterov, adam_nesterov, decay):
             exact_muon_layers(),
             nesterov=nesterov,
             weight_decay=decay,
+            adam_weight_decay=decay,
             adam_nesterov=adam_nesterov,
         )
         assert_agree(run_ours(tx, "float64"), box, 1e-10)

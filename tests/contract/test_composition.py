@@ -209,13 +209,14 @@ def test_the_injected_weight_decay_takes_effect(case: Case):
     if case.arguments.get("constrained"):
         return  # the shrink is the learning rate's, and decay is refused
     args = loop.grads[0], loop.params[0]
+    names = [name for name in ("weight_decay", "adam_weight_decay") if case.takes(name)]
     none, some = (
-        update(args[0], with_hyperparams(state, weight_decay=value), args[1])[0]
+        update(args[0], with_hyperparams(state, **dict.fromkeys(names, value)), args[1])
         for value in (0.0, 0.25)
     )
     rate = case.arguments["learning_rate"]
-    expected = jax.tree.map(lambda u, x: u - (rate * 0.25) * x, none, args[1])
-    assert_close(some, expected)
+    expected = jax.tree.map(lambda u, x: u - (rate * 0.25) * x, none[0], args[1])
+    assert_close(some[0], expected)
 
 
 @cases_with("learning_rate")

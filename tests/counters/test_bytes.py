@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType
 
+import dropmuon_optax as dm
 from dropmuon_optax.counters import flops
 from dropmuon_optax.counters.bytes import count_traced_bytes, count_wire_bytes, parse
 
@@ -449,3 +450,25 @@ def test_what_cannot_be_read_is_said(line, kind):
 def test_sending_to_the_host_is_not_sending_to_a_device():
     line = "%d = (f32[64]{0}, u32[], token[]) send(%p, %t), is_host_transfer=true"
     assert parse(module(line)).collectives == ()
+
+
+def test_a_simulation_keeps_no_budget():
+    """It sends nothing, so 0 would be right and wrong: `total <= budget` must fail."""
+    params = {"kernel": jnp.ones((8, 8))}
+    compressor = dm.compressors.Natural()
+    for n in (1, 4):
+        tx = dm.ef21_muon(
+            0.1, dm.layers_by_path(None), compressor, num_workers=n,
+            key=jax.random.key(0),
+        )  # fmt: skip
+        state = tx.init(params)
+        step = dm.worker_map(lambda p, s, g, tx=tx: tx.update(g, s, p), "data", state)
+        arguments = params, state, {"kernel": jnp.ones((8 * n, 8))}
+        compiled = jax.jit(step).lower(*arguments).compile()
+        for found in (
+            dm.count_wire_bytes(compiled),
+            dm.count_traced_bytes(step, *arguments),
+        ):
+            assert found.total == (0 if n == 1 else math.inf)
+            assert n == 1 or "simulation of 4 workers" in found.unattributed[0]
+            assert n == 1 or "AbstractMesh((4,)" in str(found)

@@ -64,6 +64,7 @@ SUFFIXES = [
 ]
 MAY_BE_EMPTY = [Independent((0.5,) * B), StochasticDepth((0.5,) * B)]
 
+PROBABILITIES = "`probabilities` must be a sequence of numbers"
 NUM_DRAWS = 4000
 NUM_SIGMAS = 5  # of a binomial: exceeded once in a million draws
 
@@ -310,11 +311,20 @@ def test_other_steps_are_refused(step):
     [
         (lambda: Progressive((0.5, 0.4)), "`probabilities` must sum to 1"),
         (lambda: Progressive((0.5, 0.5001)), "`probabilities` must sum to 1"),
-        (lambda: Progressive((1.5, -0.5)), "`probabilities` must be numbers"),
-        (lambda: Progressive(()), "`probabilities` must be numbers"),
-        (lambda: Progressive((math.nan, 1.0)), "`probabilities` must be numbers"),
-        (lambda: Independent((0.5, -0.1)), "`probabilities` must be numbers"),
-        (lambda: Independent((1.1,)), "`probabilities` must be numbers"),
+        (
+            lambda: Progressive((1.5, -0.5)),
+            "`probabilities` must be a sequence of numbers",
+        ),
+        (lambda: Progressive(()), PROBABILITIES),
+        (
+            lambda: Progressive((math.nan, 1.0)),
+            "`probabilities` must be a sequence of numbers",
+        ),
+        (
+            lambda: Independent((0.5, -0.1)),
+            "`probabilities` must be a sequence of numbers",
+        ),
+        (lambda: Independent((1.1,)), PROBABILITIES),
         (lambda: Nice(0), "`tau` must be a whole number"),
         (lambda: EpochShift(0), "`num_steps` must be a whole number"),
         (lambda: Staged(()), "the first step of the first one 0"),
@@ -330,7 +340,10 @@ def test_other_steps_are_refused(step):
         (lambda: Grown(((0, (0, 1)),)), "b bools of which one is True"),
         (lambda: Grown(((0, (False, False)),)), "b bools of which one is True"),
         (lambda: Staged(((0, Grown(((0, (True,)),))),)), "that run all layers"),
-        (lambda: StochasticDepth((1.1,)), "`probabilities` must be numbers"),
+        (
+            lambda: StochasticDepth((1.1,)),
+            "`probabilities` must be a sequence of numbers",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
@@ -386,3 +399,48 @@ def test_what_moves_is_present(sampling):
         active = active_layers(sampling, B, key, step)
         present = present_layers(sampling, B, key, step)
         assert present == (active if sampling.absent else (True,) * B)
+
+
+class Own(samplings.Sampling):
+    """One of a user's own, whose table is given."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def table(self, num_layers):
+        return np.array(self.rows)
+
+    def __repr__(self):
+        return "Own()"
+
+
+def test_a_sampling_of_ones_own(key):
+    own = Own([[0.25, 0.5, 1.0]])
+    assert own.always(3) == (False, False, True)
+    np.testing.assert_array_equal(own.marginals(3, 7), [0.25, 0.5, 1.0])
+    draws = np.array([own.sample(3, 0, key=k) for k in jax.random.split(key, 200)])
+    np.testing.assert_allclose(draws.mean(0), [0.25, 0.5, 1.0], atol=0.12)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0.25, 0.5, 1.0], r"`table` of Own\(\) must have shape \(rows, 3\), got \(3,"),
+        ([[[0.25, 0.5, 1.0]]], r"must have shape \(rows, 3\), got \(1, 1, 3\)"),
+        ([[0.5, 1.0]], r"must have shape \(rows, 3\), got \(1, 2\)"),
+        (np.zeros((0, 3)), r"must have shape \(rows, 3\), got \(0, 3\)"),
+        ([[0.5, 1.5, 1.0]], r"`table` of Own\(\) must hold probabilities in \[0, 1\]"),
+        ([[0.5, np.nan, 1.0]], r"must hold probabilities"),
+    ],
+)
+def test_what_is_no_table_is_refused(rows, message, key):
+    own = Own(rows)
+    for use in (
+        lambda: own.sample(3, 0, key=key),
+        lambda: own.marginals(3, 0),
+        lambda: own.always(3),
+        lambda: own.can_be_empty(3),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()

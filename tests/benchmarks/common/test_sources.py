@@ -53,7 +53,7 @@ def small(monkeypatch):
     """Sources whose files hold a handful of images."""
     for name in sources.SOURCES:
         changed = dataclasses.replace(
-            sources.SOURCES[name], num_train=NUM_TRAIN, num_test=NUM_TEST
+            sources.SOURCES[name], num_train=NUM_TRAIN, num_test=NUM_TEST, hashes={}
         )
         monkeypatch.setitem(sources.SOURCES, name, changed)
 
@@ -152,6 +152,16 @@ def test_damaged_gzip_files_are_refused(mnist, damage):
     path = mnist[0] / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{path.name} must be a whole gzip file"):
+        sources.read_source("mnist")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, -1])
+def test_official_files_are_known_by_their_hash(mnist, monkeypatch, cut):
+    path = mnist[0] / "t10k-labels-idx1-ubyte.gz"
+    point_to(monkeypatch, "mnist", "http://127.0.0.1:9/", {path.name: md5(path)})
+    sources.read_source("mnist")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=rf"{path.name} must be the official file"):
         sources.read_source("mnist")
 
 
@@ -255,7 +265,8 @@ def test_a_download_with_another_hash_is_refused(
 ):
     rng = np.random.default_rng(4)
     write_idx(tmp_path / "web", "train", *random_part(rng, NUM_TRAIN, (28, 28)))
-    hashes = dict.fromkeys(sources.SOURCES["mnist"].hashes, "0" * 32)
+    names = [path.name for path in (tmp_path / "web").iterdir()]
+    hashes = dict.fromkeys(names, "0" * 32)
     point_to(monkeypatch, "mnist", server, hashes)
     with pytest.raises(ValueError, match="does not match the known hash"):
         sources.read_source("mnist")

@@ -35,7 +35,8 @@ def lines(folder):
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capfd):
     common = ["--processes", "2", "--methods", "natural", "--preset", "nano"]
     common += ["--steps", "4", "--every", "2", "--batch-size", "2", "--length", "8"]
-    common += ["--output", str(tmp_path), "--checkpoints", str(tmp_path / "kept")]
+    common += ["--dataset", "text", "--output", str(tmp_path)]
+    common += ["--checkpoints", str(tmp_path / "kept")]
     assert workers.main(common) == 0
     (whole,) = lines(tmp_path)
     check_record(whole)
@@ -43,6 +44,11 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capfd):
     assert "| natural |" in out.out
     assert "4/4" in out.err
     assert (tmp_path / "ef21_workers.png").read_bytes().startswith(b"\x89PNG")
+
+    with pytest.raises(SystemExit) as stopped:  # nothing is trained in vain
+        workers.main(common)
+    assert stopped.value.code == 2
+    assert "holds a run of natural" in capfd.readouterr().err
 
     shutil.rmtree(tmp_path / "kept" / "natural" / "4")  # as if it had died before
     assert workers.main([*common, "--resume"]) == 0

@@ -17,8 +17,8 @@ import pytest
 
 import dropmuon_optax as dm
 from benchmarks.common import text, workers
-from benchmarks.language import costs as lm_costs
 from benchmarks.language import (
+    checkpoints,
     nanogpt,
     radii,
     report,
@@ -27,6 +27,7 @@ from benchmarks.language import (
     sweep_report,
     train,
 )
+from benchmarks.language import costs as lm_costs
 from benchmarks.language import options as lm_options
 from benchmarks.language.checkpoints import Store
 from benchmarks.language.methods import OPTIMIZERS
@@ -129,12 +130,37 @@ def test_the_command_goes_on_where_it_stopped(tmp_path):
         assert [p[key] for p in rest["history"]] == [p[key] for p in whole["history"]]
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, capsys):
     arguments = ["--optimizer", "adamw", "--steps", "1", "--evaluations", "1"]
     kept = ["--checkpoint", str(tmp_path / "kept")]
     run_main(tmp_path, *arguments, *kept)
-    with pytest.raises(ValueError, match=r"run with {'learning_rate': 0.5}, got one"):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
         run_main(tmp_path, *arguments, *kept, "--lr", "0.5")
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run with {'learning_rate': 0.5}, got one" in line
+
+
+def test_a_full_disk_ends_a_run_in_one_line(tmp_path, capsys, monkeypatch):
+    def full(checkpoint):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_digests", full)
+    arguments = ["--optimizer", "adamw", "--steps", "1", "--evaluations", "1"]
+    kept = ["--checkpoint", str(tmp_path / "kept")]
+    assert nanogpt.main([*SHORT, *arguments, *kept, "--output", str(tmp_path)]) == 1
+    assert "No space left on device; those before" in capsys.readouterr().err
+
+
+def test_a_record_is_written_before_the_text_is_sampled(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no text")
+
+    monkeypatch.setattr(report, "sample", broken)
+    with pytest.raises(RuntimeError, match="no text"):
+        run_main(tmp_path, "--optimizer", "adamw", "--steps", "1", "--evaluations", "1")
+    assert len((tmp_path / "nanogpt.jsonl").read_text().splitlines()) == 1
 
 
 # ------------------------------------------------------------------------- batches
@@ -176,6 +202,7 @@ def test_the_rate_falls_at_the_end():
 
 def test_two_hosts_train_as_one(tmp_path):
     arguments = ["--optimizer", "adamw", "--steps", "2", "--evaluations", "1"]
+    arguments += ["--data", "text"]
     _, alone = run_main(tmp_path, *arguments)
     folder = tmp_path / "two"
     last = ["--sample", "4", "--output", str(folder), "--distributed"]

@@ -1,0 +1,215 @@
+"""Every wrong value of every option of every program: one line, and exit status 2."""
+
+import importlib
+import re
+import subprocess
+
+import pytest
+
+from benchmarks.common import options as types
+from benchmarks.language import nanogpt
+
+POSITIVE = ["-1", "0", "1.5", "nan", "inf", "", "x", "²", "1_0", "9" * 30]
+COUNT = ["-1", "-3", "1.5", "nan", "", "x"]
+SEED = ["-1", "1.5", "nan", "", "x", "2147483648"]
+RATE = ["-1", "0", "nan", "inf", "-inf", "", "x"]
+SHARE = ["-0.1", "1.1", "nan", "", "x"]
+NAMED = ["muon=-1", "muon=nan", "muon=0", "muon=inf", "muon=", "muon", "none=1", "="]
+CHOICE = ["none", ""]
+FOLDER = ["{file}", "{file}/inside", "/proc/inside", "nul\0byte"]
+NAME = ["", "a/b", "..", "nul\0byte"]
+
+IMAGES = {
+    "--seed": SEED, "--batch-size": POSITIVE, "--dataset": CHOICE, "--model": CHOICE,
+    "--optimizers": ["sgd", "muon,sgd", "", ","], "--output": FOLDER,
+}  # fmt: skip
+LANGUAGE = {
+    "--data": CHOICE, "--tokens": CHOICE, "--preset": CHOICE, "--dtype": CHOICE,
+    "--steps": POSITIVE, "--batch": POSITIVE, "--length": POSITIVE,
+    "--accumulation": POSITIVE, "--warm-down": SHARE, "--radius": RATE,
+    "--sign-radius": RATE, "--adam-share": RATE, "--evaluations": POSITIVE,
+    "--validation-windows": POSITIVE, "--output": FOLDER,
+}  # fmt: skip
+PROGRAMS = {
+    "language.nanogpt": LANGUAGE | {
+        "--optimizer": CHOICE, "--lr": RATE, "--checkpoint": FOLDER,
+        "--stop-at": POSITIVE, "--sample": COUNT, "--prompt": [""], "--seed": SEED,
+    },
+    "language.sweep": LANGUAGE | {
+        "--optimizers": CHOICE, "--factors": RATE, "--rates": NAMED,
+        "--sweep-steps": POSITIVE, "--seeds": SEED,
+    },
+    "cnn.__main__": IMAGES | {
+        "--epochs": POSITIVE, "--learning-rate": NAMED, "--target-accuracy": SHARE,
+        "--evaluations": POSITIVE, "--limit": POSITIVE,
+    },
+    "cnn.step_time": IMAGES | {"--rounds": POSITIVE},
+    "drop_muon.cnn": {
+        "--data": CHOICE, "--methods": CHOICE, "--seeds": SEED, "--steps": COUNT,
+        "--epochs": POSITIVE, "--budgets": RATE, "--learning-rate": NAMED,
+        "--model": CHOICE, "--batch-size": POSITIVE, "--evaluations": POSITIVE,
+        "--rounds": POSITIVE, "--limit": POSITIVE, "--output": FOLDER, "--name": NAME,
+    },
+    "drop_muon.cost": {
+        "--model": CHOICE, "--batch-size": POSITIVE, "--rounds": POSITIVE,
+        "--every": POSITIVE, "--seed": SEED, "--output": FOLDER,
+    },
+    "smoothness.__main__": {
+        "--model": CHOICE, "--steps": POSITIVE, "--every": POSITIVE, "--seed": SEED,
+        "--output": FOLDER,
+    },
+    "ef21_muon.workers": {
+        "--processes": POSITIVE, "--methods": CHOICE, "--preset": CHOICE,
+        "--dataset": CHOICE, "--steps": POSITIVE, "--every": POSITIVE,
+        "--batch-size": POSITIVE, "--length": POSITIVE, "--learning-rate": RATE,
+        "--momentum": ["-0.1", "1", "nan", ""], "--seed": SEED,
+        "--checkpoints": FOLDER, "--deadline": RATE, "--output": FOLDER,
+    },
+    "ef21_muon.__main__ bytes": {
+        "--trees": CHOICE, "--workers": POSITIVE, "--compressors": CHOICE,
+        "--output": FOLDER,
+    },
+    "ef21_muon.__main__ cost": {
+        "--pairs": ["x", "natural/x", ""], "--preset": CHOICE, "--seed": SEED,
+        "--batch-size": POSITIVE, "--length": POSITIVE, "--rounds": POSITIVE,
+    },
+    "ef21_muon.__main__ losses": {
+        "--pairs": ["x", "natural/x", ""], "--rates": RATE, "--seeds": SEED,
+        "--momentum": ["-0.1", "1", "nan"], "--initial": CHOICE, "--warm-down": SHARE,
+        "--blocks": POSITIVE, "--width": POSITIVE, "--heads": POSITIVE,
+        "--length": POSITIVE, "--steps": POSITIVE, "--workers": POSITIVE,
+        "--batch-size": POSITIVE, "--evaluations": POSITIVE, "--validation": POSITIVE,
+    },
+}  # fmt: skip
+
+
+def parser_of(program):
+    module, *part = program.split()
+    return importlib.import_module(f"benchmarks.{module}").parse, part
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_wrong_value_is_refused(program, tmp_path, capsys):
+    parse, part = parser_of(program)
+    file = tmp_path / "file"
+    file.write_text("")
+    for option, values in PROGRAMS[program].items():
+        for value in values:
+            given = value.replace("{file}", str(file))
+            with pytest.raises(SystemExit) as stopped:
+                parse([*part, f"{option}={given}"])
+            assert stopped.value.code == 2, (option, value)
+            *usage, line = capsys.readouterr().err.splitlines()
+            assert "error: " in line, (option, value)
+            assert option in line, (option, value)
+            assert usage[0].startswith("usage: ")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_option_is_left_out(program, capsys):
+    parse, part = parser_of(program)
+    with pytest.raises(SystemExit):
+        parse([*part, "--help"])
+    found = set(re.findall(r"^ +(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    flags = {"--scan", "--distributed", "--sweep-only", "--resume", "--compiled"}
+    others = {"--output"} if part else set()  # of all parts alike
+    assert found - flags - others <= set(PROGRAMS[program])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "option"),
+    [("muon", "--radius"), ("optax_muon", "--sign-radius"), ("adamw", "--adam-share"),
+     ("scion", "--adam-share"), ("adamw", "--radius"), ("drop_muon", "--adam-share")],
+)  # fmt: skip
+def test_what_an_optimizer_does_not_use_is_refused(optimizer, option, capsys):
+    parse, _ = parser_of("language.nanogpt")
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--optimizer", optimizer, option, "1"])
+    assert stopped.value.code == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f"{option} is not used by {optimizer}, but by " in line
+    parse(["--optimizer", "muon", "--adam-share", "1"])
+    parse(["--optimizer", "scion", "--radius", "1", "--sign-radius", "2"])
+
+
+REFUSED = [
+    (["--batch", "3", "--accumulation", "2"], "must be a multiple of the 2 parts"),
+    (["--length", "2000000"], "`length` must be between 1 and"),
+    (["--prompt", "€"], "must have characters of the corpus, got"),
+    (["--tokens", "char", "--data", "wiki"], "`tokenizer` of wiki must be"),
+    (["--data", "fineweb"], "fineweb_train_*.bin is missing"),
+    (["--data", "wiki"], "train.bin is missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_what_does_not_fit_is_refused_before_training(
+    arguments, message, use_as_shakespeare, monkeypatch, tmp_path, capsys
+):
+    use_as_shakespeare("abcdefghij" * 500)
+    monkeypatch.setattr(nanogpt, "advance", None)
+    arguments = ["--preset", "nano", *arguments, "--output", str(tmp_path)]
+    check_refused(arguments, message, capsys)
+
+
+def check_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        nanogpt.main(arguments)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nanogpt: error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("damage", ["half", "1000 bytes", "empty", "flipped"])
+def test_a_damaged_shakespeare_is_not_trained_on(
+    damage, use_as_shakespeare, monkeypatch, tmp_path, capsys
+):
+    use_as_shakespeare("abcdefghij" * 500)
+    path = tmp_path / "data" / "tinyshakespeare" / "input.txt"
+    content = path.read_bytes()
+    path.write_bytes({
+        "half": content[: len(content) // 2],
+        "1000 bytes": content[:1000],
+        "empty": b"",
+        "flipped": b"A" + content[1:],
+    }[damage])  # fmt: skip
+    arguments = ["--preset", "nano", "--output", str(tmp_path)]
+    check_refused(arguments, "must be the official file", capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "0 bytes"), (b"\xff\xfe", "UTF-8"), (b"abc", "`length` must be between")],
+)
+def test_a_text_of_ones_own_must_be_one(
+    content, message, use_as_shakespeare, tmp_path, capsys
+):
+    use_as_shakespeare("")
+    (tmp_path / "data" / "text" / "input.txt").write_bytes(content)
+    arguments = ["--preset", "nano", "--data", "text", "--output", str(tmp_path)]
+    check_refused(arguments, message, capsys)
+
+
+@pytest.mark.parametrize("size", [0, 999, 1000])
+def test_what_is_left_of_a_token_file_is_not_trained_on(
+    size, use_as_shakespeare, tmp_path, capsys
+):
+    use_as_shakespeare("")
+    folder = tmp_path / "data" / "wiki_en_2015"
+    folder.mkdir()
+    for name in ("train.bin", "val.bin"):
+        (folder / name).write_bytes((b"\x50\xc4" + bytes(10_000))[:size])
+    arguments = ["--preset", "nano", "--data", "wiki", "--output", str(tmp_path)]
+    check_refused(arguments, "tokens, got", capsys)
+
+
+def test_refusing_leaves_other_errors_alone(capsys):
+    with pytest.raises(SystemExit) as stopped, types.refusing("it"):
+        raise ValueError("two\nlines")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "it: error: two lines\n"
+    with pytest.raises(KeyError), types.refusing("it"):
+        raise KeyError
+    with pytest.raises(subprocess.SubprocessError), types.refusing("it"):
+        raise subprocess.SubprocessError
