@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
 from dropmuon_optax.linalg.coefficients import KELLER_JORDAN, Coefficients
+from dropmuon_optax.linalg.mapping import one_by_one
 from dropmuon_optax.linalg.scaling import l2_direction, wide_dtype
 
 # Iterations after which the Gram form starts again from the matrix itself. The Gram
@@ -177,7 +178,7 @@ def polar_factor(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
     return _polar_factor(x)
 
 
-@jax.custom_batching.sequential_vmap
+@one_by_one
 def _polar_factor(x: Array) -> Array:
     y = l2_direction(x)
     finite = jnp.isfinite(y).all()

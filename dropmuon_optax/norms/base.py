@@ -101,7 +101,7 @@ class Norm(Noun, abc.ABC):
         checks.in_range("radius", radius, 0.0, math.inf, open_high=True)
         unit, scale = linalg.unit_scale(g)
         step = -jnp.asarray(radius, unit.dtype) * self._maximizer(unit)
-        return jnp.where(jnp.isfinite(scale), step, jnp.nan).astype(g.dtype)
+        return linalg.nan_unless_finite(step, scale).astype(g.dtype)
 
     def sharp(self, g: Float[Array, "m n"]) -> Float[Array, "m n"]:
         """The sharp operator: argmax {⟨g, x⟩ − ½‖x‖²} = −‖g‖⋆·lmo(g).
