@@ -78,7 +78,9 @@ def launch(
     progress.write_text("")
     common = {**os.environ, **(environment or {}), **settings(num_processes)}
     common |= {PROGRESS: str(progress), COMMAND: record.command()}
-    common["XLA_FLAGS"] = DEVICES_FLAG.sub("", common.get("XLA_FLAGS", ""))
+    # One device each. XLA takes blanks for the name of a file: no flags, no variable.
+    flags = DEVICES_FLAG.sub("", common.pop("XLA_FLAGS", "")).strip()
+    common |= {"XLA_FLAGS": flags} if flags else {}
     common.pop("JAX_NUM_CPU_DEVICES", None)
     processes = []
     with ExitStack() as stack:

@@ -74,7 +74,7 @@ def test_two_processes_share_a_sum_and_its_bytes_are_those_counted(program, tmp_
     options = program(SUM)
     alone = own_loopback()
     parent = (
-        "from pathlib import Path; from benchmarks import workers; "
+        "from pathlib import Path; from benchmarks.common import workers; "
         f"workers.launch('program', ['--flag'], 2, logs=Path({str(options['logs'])!r}))"
     )
     done = subprocess.run(
@@ -199,7 +199,9 @@ def test_only_the_devices_flag_is_taken_from_the_workers(monkeypatch):
 
 
 def test_workers_end_with_the_process_that_launched_them():
-    code = "from benchmarks import workers; workers.follow_parent(); print('alive')"
+    code = (
+        "from benchmarks.common import workers; workers.follow_parent(); print('alive')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
