@@ -144,8 +144,9 @@ def gram_newton_schulz(
     for part in _split(steps, GRAM_RESTARTS):
         low = y.astype(narrow)
         gram = product(low, low.T).astype(y.dtype)
-        start = (jnp.eye(gram.shape[0], dtype=gram.dtype), gram)
-        (q, _), _ = jax.lax.scan(step, start, jnp.array(part, gram.dtype))
+        # A stack of identities under `vmap`, on the mesh of `gram`: see `unit_scale`.
+        eye = jnp.eye(gram.shape[0], dtype=gram.dtype) + 0 * gram
+        (q, _), _ = jax.lax.scan(step, (eye, gram), jnp.array(part, gram.dtype))
         y = product(q.astype(narrow), low).astype(y.dtype)
     return (y.T if wide is not x else y).astype(x.dtype)
 
