@@ -195,5 +195,6 @@ def _adaptive_step(norm: Norm, g: Array, l0: Array, l1: Array) -> Array:
     wide = g.astype(l0.dtype)
     step = -norm.lmo(wide)
     dual = jnp.sum(wide * step)
-    radius = jnp.where(dual == 0, 0.0, 1 / (l0 / jnp.where(dual == 0, 1.0, dual) + l1))
+    zero = (dual == 0).astype(dual.dtype)  # arithmetic: see `linalg.unit_scale`
+    radius = (1 - zero) / (l0 / (dual + zero) + l1 + zero)
     return (radius * step).astype(g.dtype)

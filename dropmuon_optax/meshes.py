@@ -30,6 +30,13 @@ def like(x: Array, other: Array) -> Array:
     return _reshard(x, sharding.mesh, sharding.spec)
 
 
+def rows_like(x: Array, other: Array) -> Array:
+    """`x` sharded over Explicit axes along its first axis only, as `other` is."""
+    sharding = jax.typeof(other).sharding
+    spec = PartitionSpec(sharding.spec[0], *[None] * (x.ndim - 1))
+    return _reshard(x, sharding.mesh, spec)
+
+
 def spread(stack: Array, *columns: Array) -> list[Array]:
     """Arrays of one leading length, padded and spread over all devices along it.
 

@@ -37,7 +37,7 @@ DEVICES_FLAG = re.compile(r"--xla_force_host_platform_device_count=\d+")
 POLL_S = 0.1
 GRACE_S = 60.0  # that the last worker may end after the first one has
 SETTLE_S = 0.1  # until the interface has counted what was sent last
-TAIL = 15  # lines of a dead worker's log that the error shows
+HEAD, TAIL = 5, 15  # lines of a dead worker's log that the error shows
 
 
 class WorkerError(RuntimeError):
@@ -78,7 +78,9 @@ def launch(
     progress.write_text("")
     common = {**os.environ, **(environment or {}), **settings(num_processes)}
     common |= {PROGRESS: str(progress), COMMAND: record.command()}
-    common["XLA_FLAGS"] = DEVICES_FLAG.sub("", common.get("XLA_FLAGS", ""))
+    # One device each. XLA takes blanks for the name of a file: no flags, no variable.
+    flags = DEVICES_FLAG.sub("", common.pop("XLA_FLAGS", "")).strip()
+    common |= {"XLA_FLAGS": flags} if flags else {}
     common.pop("JAX_NUM_CPU_DEVICES", None)
     processes = []
     with ExitStack() as stack:
@@ -154,9 +156,11 @@ def obituary(logs: Path, rank: int, code: int | None) -> str:
         how = f"died of {signal.Signals(-code).name}"
     elif code is not None:
         how = f"died with exit code {code}"
-    lines = path.read_text(errors="replace").splitlines()[-TAIL:]
+    lines = path.read_text(errors="replace").splitlines()
+    if len(lines) > HEAD + TAIL:  # XLA says why in the first lines, a stack follows
+        lines = [*lines[:HEAD], "…", *lines[-TAIL:]]
     quoted = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
-    return f"worker {rank} {how}; the end of {path}:\n{quoted}"
+    return f"worker {rank} {how}; from {path}:\n{quoted}"
 
 
 def end(processes: Sequence[subprocess.Popen]) -> None:

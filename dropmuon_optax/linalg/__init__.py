@@ -10,6 +10,7 @@ from dropmuon_optax.linalg.coefficients import (
 )
 from dropmuon_optax.linalg.coefficients import YOU_JIACHENG as YOU_JIACHENG
 from dropmuon_optax.linalg.coefficients import Coefficients as Coefficients
+from dropmuon_optax.linalg.mapping import one_by_one as one_by_one
 from dropmuon_optax.linalg.orthogonalize import (
     gram_newton_schulz as gram_newton_schulz,
 )
@@ -19,6 +20,7 @@ from dropmuon_optax.linalg.power_iteration import least_squares as least_squares
 from dropmuon_optax.linalg.power_iteration import power_iteration as power_iteration
 from dropmuon_optax.linalg.scaling import l2_direction as l2_direction
 from dropmuon_optax.linalg.scaling import l2_norm as l2_norm
+from dropmuon_optax.linalg.scaling import nan_unless_finite as nan_unless_finite
 from dropmuon_optax.linalg.scaling import saturate as saturate
 from dropmuon_optax.linalg.scaling import unit_scale as unit_scale
 from dropmuon_optax.linalg.scaling import wide_dtype as wide_dtype

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
 from dropmuon_optax.linalg.coefficients import KELLER_JORDAN, Coefficients
+from dropmuon_optax.linalg.mapping import one_by_one
 from dropmuon_optax.linalg.scaling import l2_direction, wide_dtype
 
 # Iterations after which the Gram form starts again from the matrix itself. The Gram
@@ -143,8 +144,9 @@ def gram_newton_schulz(
     for part in _split(steps, GRAM_RESTARTS):
         low = y.astype(narrow)
         gram = product(low, low.T).astype(y.dtype)
-        start = (jnp.eye(gram.shape[0], dtype=gram.dtype), gram)
-        (q, _), _ = jax.lax.scan(step, start, jnp.array(part, gram.dtype))
+        # A stack of identities under `vmap`, on the mesh of `gram`: see `unit_scale`.
+        eye = jnp.eye(gram.shape[0], dtype=gram.dtype) + 0 * gram
+        (q, _), _ = jax.lax.scan(step, (eye, gram), jnp.array(part, gram.dtype))
         y = product(q.astype(narrow), low).astype(y.dtype)
     return (y.T if wide is not x else y).astype(x.dtype)
 
@@ -177,7 +179,7 @@ def polar_factor(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
     return _polar_factor(x) if x.size else x
 
 
-@jax.custom_batching.sequential_vmap
+@one_by_one
 def _polar_factor(x: Array) -> Array:
     y = l2_direction(x)
     finite = jnp.isfinite(y).all()

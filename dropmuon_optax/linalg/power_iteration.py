@@ -82,7 +82,7 @@ def least_squares(
 def _inverse(gram: Float[Array, "r r"]) -> Float[Array, "r r"]:
     """A symmetric positive matrix's inverse, damped: (1 − (1 − λ/c)^(2^t))/λ."""
     bound = jnp.max(jnp.sum(jnp.abs(gram), axis=0))
-    bound = jnp.where(bound == 0, jnp.ones_like(bound), bound)
+    bound = bound + (bound == 0).astype(bound.dtype)
 
     def step(_: Array, y: Array) -> Array:
         return 2 * y - _product(y, _product(gram, y))

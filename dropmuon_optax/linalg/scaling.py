@@ -39,10 +39,12 @@ def unit_scale(
     """
     x = x.astype(wide_dtype(x))
     scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None, initial=0.0)
+    # No `jnp.where`: under `vmap` without `jax.set_mesh`, JAX gives its constants no
+    # mesh and refuses to select between them by what lies on an Explicit one.
     # XLA divides by a scalar through its reciprocal, which for the largest floats is
     # subnormal and counts as zero: bring both nearer to 1 first, exactly.
-    nudge = jnp.where(scale > 1, 1 / 16, 16.0).astype(x.dtype)
-    divisor = jnp.where(scale == 0, jnp.ones_like(scale), scale * nudge)
+    nudge = 16 - (16 - 1 / 16) * (scale > 1).astype(x.dtype)
+    divisor = scale * nudge + (scale == 0).astype(x.dtype)
     return x * nudge / divisor, scale
 
 
@@ -73,4 +75,13 @@ def l2_direction(
     """
     unit, _ = unit_scale(x, axis)
     norm = jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
-    return unit / jnp.where(norm == 0, jnp.ones_like(norm), norm)
+    return unit / (norm + (norm == 0).astype(norm.dtype))
+
+
+def nan_unless_finite(x: Float[Array, "..."], scale: Float[Array, ""]) -> Array:
+    """x, or NaN everywhere if `scale` is not finite; by arithmetic, see `unit_scale`.
+
+    >>> nan_unless_finite(jnp.ones(2), jnp.array(jnp.inf))
+    Array([nan, nan], dtype=float32)
+    """
+    return x * (1 + 0 * scale).astype(x.dtype)

@@ -107,7 +107,7 @@ class Norm(Noun, abc.ABC):
             return g
         unit, scale = linalg.unit_scale(g)
         step = -jnp.asarray(radius, unit.dtype) * self._maximizer(unit)
-        return jnp.where(jnp.isfinite(scale), step, jnp.nan).astype(g.dtype)
+        return linalg.nan_unless_finite(step, scale).astype(g.dtype)
 
     def sharp(self, g: Float[Array, "m n"]) -> Float[Array, "m n"]:
         """The sharp operator: argmax {⟨g, x⟩ − ½‖x‖²} = −‖g‖⋆·lmo(g).

@@ -103,7 +103,7 @@ class Spectral(Norm):
         )
 
 
-@jax.custom_batching.sequential_vmap
+@linalg.one_by_one
 def _singular_values(x: Float[Array, "m n"]) -> Float[Array, " r"]:
     finite = jnp.isfinite(x).all()
     values = jnp.linalg.svd(jnp.where(finite, x, 0.0), compute_uv=False)

@@ -101,15 +101,18 @@ def assert_close(actual, expected, atol):
 
 
 def assert_mostly_close(actual, expected):
-    """Equal up to roundings, but for a few entries that a compressor tipped over.
+    """Equal up to roundings, but for few entries that the server's compressor tipped.
 
-    Steps of length 0.05 in float32 on weights near 3 differ by 1e-5 after fifty. Where
-    a rounding decides whether an entry is among the largest, or to which power of two
-    it goes, one entry differs by up to a step, until error feedback makes up for it.
+    S = X − W is a small difference of weights near 3, so it carries their float32
+    rounding, 2e-7, absolutely. Where that decides whether an entry of S is among the
+    largest, or to which power of two it goes, one entry of W differs by up to a step.
+    (Rounding the box's inputs changes nothing, and without a compressor at the server
+    all of W agrees to 2e-6.) A later gradient would spread that entry over its matrix,
+    by as much as the machine's roundings please: hence `follow`.
     """
     for name, e in expected.items():
         apart = np.abs(np.asarray(actual[name]) - e)
-        assert np.mean(apart > 1e-3) <= 0.1, name
+        assert np.sum(apart > 1e-4) <= 3, name
         assert apart.max() <= LR * RADIUS[name], name
 
 
@@ -162,17 +165,6 @@ def test_the_box_in_numpy(worker, server, topology, drops):
         k: (lambda g, t, f=f: f(np.atleast_2d(g), t).reshape(g.shape))
         for k, f in LMOS.items()
     }
-    expected = box.ef21_muon(
-        normal(0),
-        gradient,
-        n,
-        lmos,
-        {k: LR * r for k, r in RADIUS.items()},
-        BETA,
-        by_name(NUMPY[worker][1]),
-        by_name(NUMPY[server][1]) if server else None,
-        moving,
-    )
     tx = make(
         n,
         NUMPY[worker][0],
@@ -190,11 +182,26 @@ def test_the_box_in_numpy(worker, server, topology, drops):
 
         return dm.worker_map(step, "data", state)(params, state, g)
 
+    found = []
     for k in range(num_steps):
         params, state = turn(params, state, float32(noise[k]), sets[k])
-        X = dm.ef21_muon_eval_params(state, params)
-        assert_mostly_close(params, expected[k][0])
-        assert_mostly_close(X, expected[k][1])
+        found.append((params, dm.ef21_muon_eval_params(state, params)))
+    found = jax.tree.map(np.float64, found)
+    expected = box.ef21_muon(
+        normal(0),
+        gradient,
+        n,
+        lmos,
+        {k: LR * r for k, r in RADIUS.items()},
+        BETA,
+        by_name(NUMPY[worker][1]),
+        by_name(NUMPY[server][1]) if server else None,
+        moving,
+        follow=found,
+    )
+    for (W, X), (its_W, its_X) in zip(found, expected, strict=True):
+        assert_mostly_close(W, its_W)
+        assert_close(X, its_X, atol=1e-4)
 
 
 # The papers' equalities

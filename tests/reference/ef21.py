@@ -39,7 +39,9 @@ def natural(x):
     return np.sign(x) * np.ldexp(power, exponent)
 
 
-def ef21_muon(x, gradient, num_workers, lmos, radius, beta, worker, server, sets):
+def ef21_muon(
+    x, gradient, num_workers, lmos, radius, beta, worker, server, sets, follow=None
+):
     """(W, X) after each step; the box as it stands, step by step and layer by layer.
 
     Args:
@@ -52,6 +54,8 @@ def ef21_muon(x, gradient, num_workers, lmos, radius, beta, worker, server, sets
       worker: 𝒞_j of each name.
       server: 𝒞 of each name; None is the identity.
       sets: the names that move at each step k.
+      follow: (W, X) of another program after each step, from which the next goes on,
+        so that differences of roundings are not carried on; None is the box's own.
     """
     X, W = dict(x), dict(x)
     zeros = {name: np.zeros_like(value) for name, value in x.items()}
@@ -75,4 +79,6 @@ def ef21_muon(x, gradient, num_workers, lmos, radius, beta, worker, server, sets
             S = X[name] - W[name]
             W[name] = W[name] + (server[name](S) if server else S)
         trajectory.append((W, X))
+        if follow is not None:
+            W, X = follow[k]
     return trajectory

@@ -74,7 +74,7 @@ def test_two_processes_share_a_sum_and_its_bytes_are_those_counted(program, tmp_
     options = program(SUM)
     alone = own_loopback()
     parent = (
-        "from pathlib import Path; from benchmarks import workers; "
+        "from pathlib import Path; from benchmarks.common import workers; "
         f"workers.launch('program', ['--flag'], 2, logs=Path({str(options['logs'])!r}))"
     )
     done = subprocess.run(
@@ -198,8 +198,44 @@ def test_only_the_devices_flag_is_taken_from_the_workers(monkeypatch):
     assert found[workers.ADDRESS] != workers.settings(3)[workers.ADDRESS]
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (None, None),
+        ("--xla_force_host_platform_device_count=8", None),
+        (" --xla_force_host_platform_device_count=8 --xla_b=2", "--xla_b=2"),
+    ],
+)
+def test_no_flags_are_no_variable(flags, expected, tmp_path, monkeypatch):
+    # XLA takes blanks for the name of a file of flags, and dies of it.
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if flags is not None:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    seen = {}
+
+    def started(command, env, **rest):
+        seen.update(env)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(workers.subprocess, "Popen", started)
+    with pytest.raises(OSError, match="far enough"):
+        workers.launch("program", [], 1, logs=tmp_path)
+    assert seen.get("XLA_FLAGS") == expected
+
+
+def test_a_worker_that_dies_at_start_says_why(tmp_path):
+    lines = ["F0000 why it died", *(f"@ 0x{i:x} frame" for i in range(40))]
+    workers.log_of(tmp_path, 0).write_text("\n".join(lines))
+    said = workers.obituary(tmp_path, 0, -6)
+    assert said.startswith("worker 0 died of SIGABRT")
+    assert "F0000 why it died" in said
+    assert said.endswith("@ 0x27 frame")
+
+
 def test_workers_end_with_the_process_that_launched_them():
-    code = "from benchmarks import workers; workers.follow_parent(); print('alive')"
+    code = (
+        "from benchmarks.common import workers; workers.follow_parent(); print('alive')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
