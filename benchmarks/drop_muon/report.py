@@ -21,7 +21,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import record, report
+from benchmarks.common import report
+from benchmarks.common.options import recorded
 from benchmarks.drop_muon.methods import CUTOFFS, METHODS, Active, plan_steps
 
 Entry = dict[str, Any]
@@ -281,10 +282,9 @@ def lowest(entries: list[Entry]) -> float:
     return max(0.0, min(readings, default=0.0) - 0.02)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Prints the tables and draws the pictures of recorded runs."""
-    (path,) = map(Path, arguments)
-    entries = record.read(path)
+    path, entries = recorded("drop_muon.report", arguments)
     print(tables(entries))
     for dataset in unique(entries, "dataset"):
         picture = path.with_name(f"{path.stem}_{dataset}.png")
@@ -293,4 +293,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

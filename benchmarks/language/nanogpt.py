@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         task = build_task(options)
         rate = options.lr or OPTIMIZERS[options.optimizer].learning_rate
         plan = plan_of(options, rate, options.seeds[0])
-        lm_train.check(task, plan)
+        check(task, plan)
         task.corpus.encode(options.prompt)  # which may have characters of its own
     origin = record.provenance(seed=options.seeds[0])
     method = build_method(task, options.optimizer, plan)
@@ -129,6 +129,13 @@ def plan_of(
         num_evaluations=options.evaluations,
         num_validation=options.validation_windows,
     )
+
+
+def check(task: lm_train.Task, plan: lm_train.Plan) -> None:
+    """ValueError if devices can't share a batch, or the text is shorter than one."""
+    plan.check(task.model.mesh.size)
+    for part in (task.corpus.train, task.corpus.validation):
+        text.num_starts(part, plan.length)
 
 
 def open_store(options: argparse.Namespace, plan: lm_train.Plan) -> Any:

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from benchmarks.common import options as types
+from benchmarks.drop_muon import report as drop_report
 from benchmarks.language import nanogpt
 
 POSITIVE = ["-1", "0", "1.5", "nan", "inf", "", "x", "²", "1_0", "9" * 30]
@@ -213,3 +214,15 @@ def test_refusing_leaves_other_errors_alone(capsys):
         raise KeyError
     with pytest.raises(subprocess.SubprocessError), types.refusing("it"):
         raise subprocess.SubprocessError
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
+def test_what_is_no_file_of_records_is_refused(content, tmp_path, capsys):
+    path = tmp_path / "lines.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        drop_report.main([str(path)])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("drop_muon.report: error: ")

@@ -122,7 +122,9 @@ def test_a_text_is_split_at_nine_tenths():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="shakespeare, text, wiki, c4, fineweb, got 'pile'"):
+    with pytest.raises(
+        ValueError, match="shakespeare, text, wiki, c4, fineweb, got 'pile'"
+    ):
         text.load("pile")
     with pytest.raises(ValueError, match="`tokenizer` of wiki must be one of gpt2"):
         text.load("wiki", "char")
