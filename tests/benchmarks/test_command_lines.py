@@ -205,6 +205,33 @@ def test_what_is_left_of_a_token_file_is_not_trained_on(
     check_refused(arguments, "tokens, got", capsys)
 
 
+OTHERS = [
+    ("cnn.__main__", ["--batch-size", "100000"], "`batch_size` must be between 1 and"),
+    ("cnn.step_time", ["--batch-size", "100000"], "`batch_size` must be between 1"),
+    ("cnn.__main__", ["--dataset", "mnist"], "is missing. DROPMUON_DATA is set"),
+    ("drop_muon.cnn", ["--data", "mnist"], "is missing. DROPMUON_DATA is set"),
+    ("language.sweep", ["--length", "2000000"], "`length` must be between 1 and"),
+    ("ef21_muon.workers", ["--length", "9999"], "`length` must be between 1 and"),
+    ("ef21_muon.__main__", ["losses", "--length", "9999"], "`length` must be between"),
+    ("ef21_muon.__main__", ["losses", "--width", "6"], "multiple of the 4 heads"),
+    ("ef21_muon.__main__", ["bytes", "--compiled", "--workers", "99"], "8 devices"),
+]
+
+
+@pytest.mark.parametrize(("program", "arguments", "message"), OTHERS)
+def test_other_programs_refuse_too(
+    program, arguments, message, use_as_shakespeare, tmp_path, capsys
+):
+    use_as_shakespeare("abcdefghij" * 500)
+    main = importlib.import_module(f"benchmarks.{program}").main
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--output", str(tmp_path)])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error: " in line
+    assert message in line
+
+
 def test_refusing_leaves_other_errors_alone(capsys):
     with pytest.raises(SystemExit) as stopped, types.refusing("it"):
         raise ValueError("two\nlines")
