@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     entries, status = [], 0
     with refusing("cnn"):
         task = build_task(options)
+        images = len(task.dataset.train_labels)
+        data.steps_per_epoch(images, task.schedule.batch_size)
     try:
         origin = record.provenance(seed=options.seed)
         for name in options.optimizers:

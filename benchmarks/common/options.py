@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import record
 from benchmarks.common.optimizers import OPTIMIZERS
@@ -109,7 +110,7 @@ def folder(text: str) -> Path:
     What a run has found is written at its end: that it can be is seen to before.
     """
     try:
-        record.check_folder("output", Path(text))
+        record.check_folder("path", Path(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return Path(text)
@@ -120,6 +121,19 @@ def file_name(text: str) -> str:
     if not text or text in (".", "..") or set(text) & set("/\\\0"):
         raise argparse.ArgumentTypeError(f"must be a file's name, got {text!r}")
     return text
+
+
+def recorded(
+    program: str, arguments: list[str] | None
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The one argument of a program that shows records: the file, and its entries."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}")
+    parser.add_argument("lines", type=Path, help="file of JSON lines")
+    path = parser.parse_args(arguments).lines
+    with refusing(program):
+        if not path.is_file():
+            raise ValueError(f"`lines` must be a file, got {str(path)!r}")
+        return path, record.read(path)
 
 
 @contextmanager

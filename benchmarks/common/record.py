@@ -69,7 +69,8 @@ def command() -> str:
     """The command line that runs this again, without this machine's paths."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    script = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    script = f"-m {name}" if spec else Path(sys.argv[0]).name
     return " ".join(["python", script, shlex.join(sys.argv[1:])]).strip()
 
 

@@ -126,9 +126,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
     work = {"bytes": count, "losses": sweep, "cost": time}.get(options.part)
-    if options.part == "losses":
-        with refusing(NAME):  # before the first of many runs
+    with refusing(NAME):  # before the first of many runs
+        if options.part == "losses":
             losses.check(options)
+        if options.part == "bytes":
+            ef21_bytes.check(options)
     if work is not None:
         work(options)
     report.show(options.output, PARTS if work is None else [options.part])

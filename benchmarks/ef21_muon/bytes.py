@@ -54,6 +54,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check(options: argparse.Namespace) -> None:
+    """ValueError if there are fewer devices than workers to compile for."""
+    if options.compiled and max(options.workers) > jax.device_count():
+        raise ValueError(
+            f"`workers` must be at most the {jax.device_count()} devices with "
+            f"`compiled`, got {max(options.workers)}"
+        )
+
+
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All updates to count: by default all compressors with 8 workers, else a few."""
     for tree, n in itertools.product(options.trees, options.workers):

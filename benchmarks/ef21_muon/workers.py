@@ -58,9 +58,7 @@ def one_run(
     """Trains by one method; returns its record."""
     plan = plan_of(options, method, jax.device_count())
     task = loop.build(plan)
-    store = None
-    if options.checkpoints:
-        store = Store(options.checkpoints / method, plan._asdict())
+    store = store_of(options, plan) if options.checkpoints else None
     history, times, resumed = loop.run(task, store, options.resume, progress, done)
     if store is not None:
         store.close()
@@ -74,6 +72,11 @@ def one_run(
         **record.provenance(seed=plan.seed),
         "command": os.environ.get(workers.COMMAND) or record.command(),
     }
+
+
+def store_of(options: argparse.Namespace, plan: Plan) -> Store:
+    """The checkpoints of a method's run."""
+    return Store(options.checkpoints / plan.method, plan._asdict())
 
 
 def plan_of(options: argparse.Namespace, method: str, num_workers: int = 1) -> Plan:
@@ -249,6 +252,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     with refusing(NAME):  # here, and not by each of the workers
         loop.check(plan_of(options, options.methods[0]), options.processes)
+        if options.resume and options.processes and not workers.is_launched():
+            for method in options.methods:
+                store_of(options, plan_of(options, method, options.processes)).newest()
     if options.processes is None or workers.is_launched():
         work(options)
         if jax.process_index() == 0 and not workers.is_launched():

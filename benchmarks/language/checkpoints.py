@@ -82,6 +82,22 @@ class Store:
             ValueError: If it is a checkpoint of a run with other settings, or there are
                 checkpoints and none is whole.
         """
+        found, damaged = self.newest()
+        if found is None:
+            return None
+        notes = json.loads((found / NOTES).read_text())
+        layout = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = checkpointer.restore(found / "state", layout)
+        self.put_aside(damaged)
+        return restored, notes["history"]
+
+    def newest(self) -> tuple[Path | None, dict[int, str]]:
+        """The newest whole checkpoint, and what is newer and damaged, by step.
+
+        Raises:
+            ValueError: As from `restore`.
+        """
         steps = steps_in(self.folder)
         damaged: dict[int, str] = {}
         for step in steps:
@@ -91,20 +107,15 @@ class Store:
             damaged[step] = reason
         if len(damaged) == len(steps):
             if not steps:
-                return None
+                return None, {}
             reasons = ", ".join(f"{step} ({why})" for step, why in damaged.items())
             raise ValueError(
                 "`checkpoint` must hold a whole checkpoint, got none in "
                 f"{self.folder}: {reasons}"
             )
         found = self.folder / str(steps[len(damaged)])
-        notes = json.loads((found / NOTES).read_text())
-        self.check(notes["settings"])
-        layout = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(found / "state", layout)
-        self.put_aside(damaged)
-        return restored, notes["history"]
+        self.check(json.loads((found / NOTES).read_text())["settings"])
+        return found, damaged
 
     def check(self, found: dict[str, Any]) -> None:
         """Refuses a checkpoint of a run with other settings."""

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         task = build_task(options)
         rate = options.lr or OPTIMIZERS[options.optimizer].learning_rate
         plan = plan_of(options, rate, options.seeds[0])
-        train.check(task, plan)
+        check(task, plan)
         task.corpus.encode(options.prompt)  # which may have characters of its own
     origin = record.provenance(seed=options.seeds[0])
     method = build_method(task, options.optimizer, plan)
@@ -126,6 +126,13 @@ def plan_of(options: argparse.Namespace, learning_rate: float, seed: int) -> tra
         num_evaluations=options.evaluations,
         num_validation=options.validation_windows,
     )
+
+
+def check(task: train.Task, plan: train.Plan) -> None:
+    """ValueError if devices can't share a batch, or the text is shorter than one."""
+    plan.check(task.model.mesh.size)
+    for part in (task.corpus.train, task.corpus.validation):
+        text.num_starts(part, plan.length)
 
 
 def open_store(options: argparse.Namespace, plan: train.Plan) -> Any:

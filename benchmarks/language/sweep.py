@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     with refusing("sweep"):
         task = nanogpt.build_task(options)
         first = nanogpt.plan_of(options, 0.0, SWEEP_SEED)
-        train.check(task, first)
+        nanogpt.check(task, first)
     methods = {
         name: nanogpt.build_method(task, name, first) for name in options.optimizers
     }

@@ -99,13 +99,6 @@ class Task:
         )
 
 
-def check(task: Task, plan: Plan) -> None:
-    """ValueError if devices can't share a batch, or the text is shorter than one."""
-    plan.check(task.model.mesh.size)
-    for part in (task.corpus.train, task.corpus.validation):
-        text.num_starts(part, plan.length)
-
-
 def mesh_of(devices: list[Any]) -> jax.sharding.Mesh:
     """Devices along one axis, that of the data."""
     auto = (AxisType.Auto,)

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from benchmarks.common import options as types
+from benchmarks.drop_muon import report as drop_report
 from benchmarks.language import nanogpt
 
 POSITIVE = ["-1", "0", "1.5", "nan", "inf", "", "x", "²", "1_0", "9" * 30]
@@ -204,6 +205,33 @@ def test_what_is_left_of_a_token_file_is_not_trained_on(
     check_refused(arguments, "tokens, got", capsys)
 
 
+OTHERS = [
+    ("cnn.__main__", ["--batch-size", "100000"], "`batch_size` must be between 1 and"),
+    ("cnn.step_time", ["--batch-size", "100000"], "`batch_size` must be between 1"),
+    ("cnn.__main__", ["--dataset", "mnist"], "is missing. DROPMUON_DATA is set"),
+    ("drop_muon.cnn", ["--data", "mnist"], "is missing. DROPMUON_DATA is set"),
+    ("language.sweep", ["--length", "2000000"], "`length` must be between 1 and"),
+    ("ef21_muon.workers", ["--length", "9999"], "`length` must be between 1 and"),
+    ("ef21_muon.__main__", ["losses", "--length", "9999"], "`length` must be between"),
+    ("ef21_muon.__main__", ["losses", "--width", "6"], "multiple of the 4 heads"),
+    ("ef21_muon.__main__", ["bytes", "--compiled", "--workers", "99"], "8 devices"),
+]
+
+
+@pytest.mark.parametrize(("program", "arguments", "message"), OTHERS)
+def test_other_programs_refuse_too(
+    program, arguments, message, use_as_shakespeare, tmp_path, capsys
+):
+    use_as_shakespeare("abcdefghij" * 500)
+    main = importlib.import_module(f"benchmarks.{program}").main
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--output", str(tmp_path)])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error: " in line
+    assert message in line
+
+
 def test_refusing_leaves_other_errors_alone(capsys):
     with pytest.raises(SystemExit) as stopped, types.refusing("it"):
         raise ValueError("two\nlines")
@@ -213,3 +241,15 @@ def test_refusing_leaves_other_errors_alone(capsys):
         raise KeyError
     with pytest.raises(subprocess.SubprocessError), types.refusing("it"):
         raise subprocess.SubprocessError
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
+def test_what_is_no_file_of_records_is_refused(content, tmp_path, capsys):
+    path = tmp_path / "lines.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        drop_report.main([str(path)])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("drop_muon.report: error: ")

@@ -75,7 +75,7 @@ def test_time_to_an_accuracy():
     [
         (["--methods", "sgd"], "epoch_shift"),
         (["--learning-rate", "sgd=0.1"], "epoch_shift"),
-        (["--learning-rate", "muon=fast"], "must be NAME=VALUE"),
+        (["--learning-rate", "muon=fast"], "must be a positive number"),
         (["--batch-size", "0"], "must be a positive integer"),
     ],
 )

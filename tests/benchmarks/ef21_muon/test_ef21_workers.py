@@ -59,8 +59,18 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, capfd):
         ends = [run["history"][-1][name] for run in (whole, resumed)]
         assert ends[0] == ends[1], name
 
-    assert workers.main([*common, "--resume", "--seed", "1"]) == 1
-    assert "must be a folder of a run with {'seed': 1}" in capfd.readouterr().err
+    for other, names in (
+        (["--seed", "1"], "'seed': 1"),
+        (
+            ["--processes", "3"],
+            "'num_workers': 3",
+        ),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            workers.main([*common, "--resume", *other])
+        assert stopped.value.code == 2
+        *_, line = capfd.readouterr().err.splitlines()
+        assert f"must be a folder of a run with {{{names}}}, got one with" in line
 
 
 def check_record(entry):
