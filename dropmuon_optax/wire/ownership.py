@@ -28,6 +28,7 @@ from dropmuon_optax.layers.leaves import (
 )
 from dropmuon_optax.layers.rules import Rules, choose
 from dropmuon_optax.layers.views import View
+from dropmuon_optax.lmo import unscaled_geometry
 from dropmuon_optax.norms import Norm, unscaled
 
 MIN_BLOCK = 4096  # entries; a smaller block isn't worth its place in a stack
@@ -167,7 +168,7 @@ def own(
     found: dict[int, Piece] = {}
     for i in order:
         piece, shape, batch = _piece(leaves[i], num_blocks)
-        norm, columns = _geometry(leaves[i], batch)
+        norm, columns = unscaled_geometry(leaves[i].layer, batch)
         dtype = jnp.result_type(leaves[i].value).name
         worker = choose(worker_compressor, piece.path, shape)
         server = BFloat16() if dtype == "bfloat16" else Identity()
@@ -225,17 +226,3 @@ def _block_axis(leaf: Leaf, shape: tuple[int, int], num_blocks: int) -> int | No
     if adaptive or not large or not core.separable:
         return None
     return max(core.separable, key=lambda axis: shape[axis])
-
-
-def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[float, ...]]:
-    """The norm without its scale, and the radius in units of it.
-
-    A radius t of c‖·‖ is one of t/c of ‖·‖; Gluon's, 1/(L⁰/‖g‖⋆ + L¹), goes with
-    L⁰c² and L¹c.
-    """
-    assert leaf.layer.norm is not None
-    norm, c = unscaled(leaf.layer.norm, shape)
-    radius = leaf.layer.radius
-    if isinstance(radius, AdaptiveRadius):
-        return norm, (radius.l0 * c**2, radius.l1 * c)
-    return norm, (radius / c,)
