@@ -17,6 +17,7 @@ from dropmuon_optax.linalg.orthogonalize import (
     start,
     sum_dtype,
 )
+from dropmuon_optax.linalg.scaling import unit_scale
 
 # A step multiplies an eigenvalue near 0 of the Gram matrix, and so what rounding has
 # made of it (some 2⁻²⁴), by a². Before that has grown by more than this the iteration
@@ -67,16 +68,29 @@ def gram_newton_schulz(
       Dao-AILab, gram-newton-schulz, 2026 (the form and its restart).
     """
     checks.is_matrix("x", x)
-    narrow = compute_dtype(x, dtype)
+    unit = unit_scale(x)[0]
+    y = gram_form(unit, num_steps, coefficients, dtype, precision)
+    return y.astype(x.dtype)
+
+
+def gram_form(
+    unit: Float[Array, "m n"],
+    num_steps: int,
+    coefficients: Coefficients,
+    dtype: DTypeLike | None,
+    precision: jax.lax.PrecisionLike,
+) -> Float[Array, "m n"]:
+    """`gram_newton_schulz` of a matrix with entries of at most 1, in `dtype`."""
+    narrow = compute_dtype(unit, dtype)
     small = sum_dtype(narrow)
     long_product = multiply(narrow, precision)
     product = multiply(small, "highest" if precision is None else precision)
 
-    def several(y: Array, part: tuple[Triple, ...]) -> Array:
-        def polynomial(r: Array, abc: Triple) -> Array:
-            a, b, c = abc
-            return a * jnp.eye(len(r), dtype=small) + b * r + c * product(r, r)
+    def polynomial(r: Array, abc: Triple) -> Array:
+        a, b, c = abc
+        return a * jnp.eye(len(r), dtype=small) + b * r + c * product(r, r)
 
+    def several(y: Array, part: tuple[Triple, ...]) -> Array:
         r = long_product(y, y.T)
         q = z = polynomial(r, part[0])  # the product with Q = I is left out
         for abc in part[1:]:
@@ -85,10 +99,10 @@ def gram_newton_schulz(
             q = product(z, q)
         return long_product(q, y).astype(narrow)
 
-    tall = x.shape[0] > x.shape[1]
-    y = start(x.T if tall else x, coefficients).astype(narrow)
+    tall = unit.shape[0] > unit.shape[1]
+    y = start(unit.T if tall else unit, coefficients).astype(narrow)
     y = repeat(several, y, parts(coefficients.first(num_steps)))
-    return (y.T if tall else y).astype(x.dtype)
+    return y.T if tall else y
 
 
 def parts(steps: tuple[Triple, ...]) -> list[tuple[Triple, ...]]:

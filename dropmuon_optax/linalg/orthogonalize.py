@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
 from dropmuon_optax.linalg.coefficients import KELLER_JORDAN, Coefficients
-from dropmuon_optax.linalg.scaling import l2_direction, wide_dtype
+from dropmuon_optax.linalg.scaling import l2_direction, unit_scale, wide_dtype
 
 # More steps than this are a loop, so that the program stays small. Written out, five
 # steps of a stack compile in 0.5 to 0.8 of the time of a loop over them, and run no
@@ -71,7 +71,20 @@ def newton_schulz(
       Jordan et al., Muon, github.com/KellerJordan/Muon. Björck and Bowie, 1971.
     """
     checks.is_matrix("x", x)
-    narrow = compute_dtype(x, dtype)
+    unit = unit_scale(x)[0]
+    y = plain_form(unit, num_steps, coefficients, dtype, precision)
+    return y.astype(x.dtype)
+
+
+def plain_form(
+    unit: Float[Array, "m n"],
+    num_steps: int,
+    coefficients: Coefficients,
+    dtype: DTypeLike | None,
+    precision: jax.lax.PrecisionLike,
+) -> Float[Array, "m n"]:
+    """`newton_schulz` of a matrix with entries of at most 1, in the compute dtype."""
+    narrow = compute_dtype(unit, dtype)
     product = multiply(narrow, precision)
 
     def step(y: Array, abc: Any) -> Array:
@@ -82,10 +95,10 @@ def newton_schulz(
             return product(a * jnp.eye(len(gram), dtype=narrow) + polynomial, y)
         return (a * y.astype(gram.dtype) + product(polynomial, y)).astype(narrow)
 
-    tall = x.shape[0] > x.shape[1]
-    y = start(x.T if tall else x, coefficients).astype(narrow)
+    tall = unit.shape[0] > unit.shape[1]
+    y = start(unit.T if tall else unit, coefficients).astype(narrow)
     y = repeat(step, y, coefficients.first(num_steps))
-    return (y.T if tall else y).astype(x.dtype)
+    return y.T if tall else y
 
 
 @jax.jit
@@ -126,9 +139,10 @@ def _polar_factor(x: Array) -> Array:
     return jnp.where(finite, polar, jnp.nan).astype(x.dtype)
 
 
-def start(x: Array, coefficients: Coefficients) -> Array:
-    """x/‖x‖_F, with the safety margin of the coefficients, in float32 or wider."""
-    return l2_direction(x) / coefficients.safety
+def start(unit: Array, coefficients: Coefficients) -> Array:
+    """x/‖x‖_F, with the safety margin of the coefficients, of entries of at most 1."""
+    norm = coefficients.safety * jnp.sqrt(jnp.sum(unit * unit))
+    return unit / jnp.where(norm == 0, jnp.ones_like(norm), norm)
 
 
 def compute_dtype(x: Array, dtype: DTypeLike | None) -> jnp.dtype:

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.linalg import Coefficients
+from dropmuon_optax.linalg.gram import gram_form
+from dropmuon_optax.linalg.orthogonalize import plain_form
 from dropmuon_optax.norms.base import Norm
 
 # The ratio of a matrix's sides from which its Gram form is the faster one. With p ≤ q
@@ -115,14 +117,9 @@ class Spectral(Norm):
             return linalg.polar_factor(g)
         short, long = sorted(g.shape)
         wide = long >= GRAM_ASPECT * short
-        form = linalg.gram_newton_schulz if wide else linalg.newton_schulz
-        return form(
-            g,
-            self.num_steps,
-            self.coefficients,
-            dtype=self.dtype,
-            precision=self.precision,
-        )
+        form = gram_form if wide else plain_form
+        y = form(g, self.num_steps, self.coefficients, self.dtype, self.precision)
+        return y.astype(g.dtype)
 
 
 @jax.custom_batching.sequential_vmap
