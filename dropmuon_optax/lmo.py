@@ -1,7 +1,9 @@
 """The tree-wide oracle: one stacked call for matrices of one shape, norm and dtype."""
 
+import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +14,20 @@ from jaxtyping import Array, Float
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers.leaves import (
     AdaptiveRadius,
+    Layer,
     LayersFn,
     Leaf,
+    Stacked,
     join,
     movable_norm,
 )
 from dropmuon_optax.layers.trees import checked
 from dropmuon_optax.meshes import gathered, has_auto, like, spread
-from dropmuon_optax.norms import Norm
+from dropmuon_optax.norms import Norm, unscaled
+
+# A stack of more bytes than this is split: a stack, its steps and what is between them
+# take some four times as much memory, and large matrices gain nothing by being stacked.
+MAX_STACK_BYTES = 2**25
 
 
 def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
@@ -29,9 +37,12 @@ def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
     LMO = argmin {⟨g_i, x⟩ : ‖x‖_(i) ≤ radius_i}. `optax.scale_by_learning_rate` at the
     end of the chain turns it around.
 
-    Leaves whose matrices have the same shape, norm and dtype are stacked and go through
-    one call of the oracle, so the program has one loop for each distinct shape. On a
-    mesh the stack is spread over all devices, each of which orthogonalizes its share.
+    Leaves whose matrices have the same sides, norm and dtype are stacked and go through
+    one call of the oracle. Where it multiplies matrices and takes a transpose to the
+    transpose, as the spectral norm's does, tall matrices lie in the stack of the wide
+    ones of the same sides; the norms' scales may differ. Stacks are of at most
+    `MAX_STACK_BYTES`, or one leaf. On a mesh a stack is spread over all devices, each
+    of which orthogonalizes its share.
 
     Args:
       layers: a function from the parameters to a tree of `Layer`s.
@@ -92,12 +103,14 @@ def tree_lmo(layers: LayersFn, updates: Any, count: Any) -> Any:
         if leaf.value.size == 0:
             continue
         for piece, matrices in enumerate(leaf.view.to_pieces(leaf.value)):
-            member = _Member(position, piece, leaf, matrices)
-            stacks.setdefault(_key(member), []).append(member)
-    for members in stacks.values():
-        found = _stacked_oracle(members, count)
-        for member, step in zip(members, found, strict=True):
-            steps[member.position][member.piece] = step
+            key, member = _member(position, piece, leaf, matrices)
+            stacks.setdefault(key, []).append(member)
+    for (norm, *_), members in stacks.items():
+        for some in _bounded(members):
+            found = _stacked_oracle(norm, some, count)
+            for member, step in zip(some, found, strict=True):
+                turned = step.mT if member.flips else step
+                steps[member.position][member.piece] = turned
     tree = [_whole(leaf, found) for leaf, found in zip(leaves, steps, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(updates), tree)
 
@@ -113,19 +126,60 @@ class _Member(NamedTuple):
 
     position: int
     piece: int
-    leaf: Leaf
+    radius: tuple[Any, ...]  # (t,) or (L⁰, L¹), in units of the norm without its scale
+    flips: bool  # whether the matrices are transposed, to be wide
     matrices: Float[Array, "k m n"]
 
 
-def _key(member: _Member) -> Any:
-    """What the members of one stack have in common."""
-    layer, matrices = member.leaf.layer, member.matrices
-    adaptive = isinstance(layer.radius, AdaptiveRadius)
+def _member(
+    position: int, piece: int, leaf: Leaf, matrices: Array
+) -> tuple[Any, _Member]:
+    """A member, and what the members of one stack have in common."""
+    _, m, n = matrices.shape
+    norm, radius = unscaled_geometry(leaf.layer, (m, n))
+    flips = m > n and norm.mixes and norm.symmetric
+    if flips:
+        matrices = matrices.mT
     spec = jax.typeof(matrices).sharding.spec
     # Stacked vectors would infect each other with their layouts on Auto axes.
-    mixes = layer.norm is not None and layer.norm.mixes
-    alone = member[:2] if has_auto(matrices) and not mixes else None
-    return layer.norm, adaptive, matrices.shape[1:], matrices.dtype, spec, alone
+    alone = (position, piece) if has_auto(matrices) and not norm.mixes else None
+    shape, dtype = matrices.shape[1:], matrices.dtype
+    key = norm, len(radius), shape, dtype, spec, alone
+    return key, _Member(position, piece, radius, flips, matrices)
+
+
+def unscaled_geometry(
+    layer: Layer | Stacked, shape: tuple[int, int]
+) -> tuple[Norm, tuple[Any, ...]]:
+    """A layer's norm without its scale, and its radius in units of that.
+
+    A radius t of c‖·‖ is one of t/c of ‖·‖; Gluon's, 1/(L⁰/‖g‖⋆ + L¹), goes with
+    L⁰c² and L¹c. So matrices whose scales differ can share a stack.
+
+    Args:
+      layer: a layer with a norm.
+      shape: of the matrices that the norm sees, (m, n).
+
+    Returns:
+      ‖·‖, and (t/c,), a schedule where t is one, or (L⁰c², L¹c).
+    """
+    assert layer.norm is not None  # `movable_norm` has seen to it
+    norm, c = unscaled(layer.norm, shape)
+    radius = layer.radius
+    if isinstance(radius, AdaptiveRadius):
+        return norm, (radius.l0 * c**2, radius.l1 * c)
+    return norm, (_Quotient(radius, c) if callable(radius) else radius / c,)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Quotient:
+    """A schedule divided by a number; two of them compare by both."""
+
+    schedule: optax.Schedule
+    divisor: float
+
+    def __call__(self, count: Any) -> Any:
+        return self.schedule(count) / self.divisor
 
 
 def _check(leaves: list[Leaf]) -> None:
@@ -133,17 +187,28 @@ def _check(leaves: list[Leaf]) -> None:
         movable_norm(leaf)
 
 
-def _stacked_oracle(members: list[_Member], count: Any) -> list[Float[Array, "k m n"]]:
+def _bounded(members: list[_Member]) -> Iterator[list[_Member]]:
+    """The members of a stack in parts of `MAX_STACK_BYTES`, or of one leaf."""
+    part: list[_Member] = []
+    size = 0
+    for member in members:
+        if part and size + member.matrices.nbytes > MAX_STACK_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(member)
+        size += member.matrices.nbytes
+    yield part
+
+
+def _stacked_oracle(
+    norm: Norm, members: list[_Member], count: Any
+) -> list[Float[Array, "k m n"]]:
     """One call of the oracle for matrices that may come from several leaves."""
-    norm = members[0].leaf.layer.norm
-    assert norm is not None  # _check has seen to it
-    sizes = [member.matrices.shape[0] for member in members]
-    parameters = [
-        _parameters(member.leaf.layer.radius, count)
-        for member, size in zip(members, sizes, strict=True)
-        for _ in range(size)
+    rows = [row for x in members for row in [x.radius] * len(x.matrices)]
+    columns = [
+        [value(count) if callable(value) else value for value in column]
+        for column in zip(*rows, strict=True)
     ]
-    columns = [list(column) for column in zip(*parameters, strict=True)]
     return _oracle(norm, [member.matrices for member in members], columns)
 
 
@@ -175,12 +240,6 @@ def lmo_rows(norm: Norm, stack: Array, parameters: list[Array]) -> Array:
     """
     step = _fixed_step if len(parameters) == 1 else _adaptive_step
     return jax.vmap(functools.partial(step, norm))(stack, *parameters)
-
-
-def _parameters(radius: Any, count: Any) -> tuple[Any, ...]:
-    if isinstance(radius, AdaptiveRadius):
-        return radius.l0, radius.l1
-    return (radius(count) if callable(radius) else radius,)
 
 
 def _fixed_step(norm: Norm, g: Array, radius: Array) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dropmuon_optax as dm
-from dropmuon_optax import counters
+from dropmuon_optax import counters, lmo
 from dropmuon_optax.layers import views
 
 SPECTRAL = dm.norms.Spectral()
@@ -47,15 +47,66 @@ def test_steps_point_along_the_gradient():
     assert jnp.sum(step * g["w"]) > 0
 
 
-def test_one_loop_for_each_shape_norm_and_dtype():
+def num_products(layers, grads):
+    program = lambda g: update(layers, g)  # noqa: E731
+    return counters.count_primitives(program, grads)["dot_general"]
+
+
+def test_one_stack_for_each_pair_of_sides_norm_and_dtype():
     grads = [gaussian(6, 4, seed=i) for i in range(12)]
-    count = lambda tree: counters.count_primitives(  # noqa: E731
-        lambda g: update(layers_of(dm.Layer(0, SPECTRAL)), g), tree
+    count = lambda tree: num_products(layers_of(dm.Layer(0, SPECTRAL)), tree)  # noqa: E731
+    assert count(grads) == 5 * 3  # of the plain form, whose steps are written out
+    assert count([*grads, gaussian(4, 6)]) == 15
+    assert count([*grads, gaussian(6, 6)]) == 30
+    assert count([*grads, gaussian(6, 4).astype("bfloat16")]) == 30
+
+
+def each_alone(layers, grads):
+    """One call of each leaf's own oracle."""
+
+    def step(layer, g):
+        return -jax.jit(layer.norm.lmo)(g, layer.radius)
+
+    return jax.tree.map(step, layers(grads), grads)
+
+
+@pytest.mark.parametrize("make", [dm.norms.muon_spectral, dm.norms.scion_spectral])
+@pytest.mark.parametrize(("m", "n", "products"), [(4, 6, 15), (4, 16, 18)])
+def test_scaled_norms_share_a_stack_whichever_side_is_long(make, m, n, products):
+    grads = {"up": gaussian(m, n), "down": gaussian(n, m), "again": gaussian(n, m)}
+    layers = dm.layers_by_path(
+        None, [("up", make(), 2.0), ("down", make(), 3.0), ("again", SPECTRAL, 5.0)]
     )
-    assert count(grads)["scan"] == 1
-    assert count(grads)["dot_general"] == 3
-    assert count([*grads, gaussian(4, 6)])["scan"] == 2
-    assert count([*grads, gaussian(6, 4).astype("bfloat16")])["scan"] == 2
+    assert num_products(layers, grads) == products  # of the plain form, and the Gram
+    expected, steps = each_alone(layers, grads), update(layers, grads)
+    for name, step in steps.items():
+        assert step.shape == grads[name].shape
+        np.testing.assert_allclose(step, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_orthogonalization_of_the_users_sees_its_matrices_as_they_are():
+    seen = []
+
+    def orthogonalize(x):
+        seen.append(x.shape)
+        return x
+
+    layers = layers_of(dm.Layer(0, dm.norms.Spectral(orthogonalize=orthogonalize)))
+    update(layers, [gaussian(4, 6), gaussian(6, 4)])
+    assert set(seen) == {(4, 6), (6, 4)}
+
+
+def test_big_stacks_are_split(monkeypatch):
+    grads = [gaussian(6, 4, seed=i) for i in range(5)] + [gaussian(3, 4, 6)]
+    layers = lambda tree: [  # noqa: E731
+        dm.Stacked(0, SPECTRAL) if g.ndim == 3 else dm.Layer(0, SPECTRAL) for g in tree
+    ]
+    whole = update(layers, grads)
+    assert num_products(layers, grads) == 15
+    monkeypatch.setattr(lmo, "MAX_STACK_BYTES", 2 * 6 * 4 * 4)
+    assert num_products(layers, grads) == 4 * 15  # 2, 2, 1 and the leaf of 3
+    for some, all_ in zip(update(layers, grads), whole, strict=True):
+        np.testing.assert_allclose(some, all_, rtol=1e-4, atol=1e-5)
 
 
 def test_views_are_gone_through_both_ways():

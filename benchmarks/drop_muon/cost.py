@@ -10,8 +10,8 @@ Expected: the README beside this file.
 
 The steps (`steps.py` says which) take turns on one batch of noise, ours right before
 or after the one cut by hand; ratios are taken inside each round. FLOPs are the
-compiler's, which counts the body of a loop once. The only loop is that of Newton–
-Schulz, in all steps: what its other iterations multiply is counted by formula, beside.
+compiler's. It counts the body of a loop once: in lines from when Newton–Schulz was one,
+what its other iterations multiply stands beside.
 """
 
 import argparse
@@ -27,11 +27,9 @@ from benchmarks.cnn import step_time
 from benchmarks.common import record, report, timing
 from benchmarks.common.options import new_parser, positive, seed
 from benchmarks.drop_muon.steps import MODELS, Task, cutoffs_of, steps
-from dropmuon_optax.layers.leaves import join
 
 # Of by hand's, by hand's, the full step's; the sampling's key and count are 28 bytes.
 BARS = {"FLOPs": 1.02, "time": 1.05, "memory": 1.0001}
-NEWTON_SCHULZ_STEPS = 5
 STYLES = (
     {"color": "black", "linestyle": "--"},
     {"color": "C1", "linestyle": ":"},
@@ -62,44 +60,25 @@ def measure(task: Task, num_rounds: int, every: int = 1) -> dict[str, Any]:
         pairs = zip(times[name], times[base], strict=True)
         return timing.quartiles([a / b for a, b in pairs])
 
-    def measured(name: str, cutoff: int) -> dict[str, Any]:
+    def measured(name: str) -> dict[str, Any]:
         time_s = timing.quartiles(times[name])
-        return {
-            **step_time.measurements(time_s, ratio(name, "full"), programs[name]),
-            "num_newton_schulz_flops_beside": flops_beside(task, cutoff),
-        }
+        return step_time.measurements(time_s, ratio(name, "full"), programs[name])
 
     return {
-        "full": measured("full", 0),
-        "then_zero": measured("then_zero", 0),
+        "full": measured("full"),
+        "then_zero": measured("then_zero"),
         "cutoffs": [
             {
                 "first_layer": task.names[s],
                 "num_active": len(task.names) - s,
-                "by_hand": measured(f"by_hand_{s}", s),
-                "ours": measured(f"ours_{s}", s),
+                "by_hand": measured(f"by_hand_{s}"),
+                "ours": measured(f"ours_{s}"),
                 "time_of_by_hand": ratio(f"ours_{s}", f"by_hand_{s}")._asdict(),
                 "time_of_then_zero": ratio(f"ours_{s}", "then_zero")._asdict(),
             }
             for s in cutoffs_of(task, every)
         ],
     }
-
-
-def flops_beside(task: Task, cutoff: int) -> int:
-    """FLOPs of Newton–Schulz that the compiler does not count: all but one step.
-
-    Of the products alone: with p ≤ q the sides of a matrix, a step has XXᵀ, its square,
-    and a polynomial of it times X.
-    """
-    total = 0
-    for leaf in join(task.layers, task.params):
-        moves = leaf.path.partition("/")[0] in task.names[cutoff:]
-        if moves and leaf.layer.norm is not None and leaf.layer.norm.mixes:
-            for count, *sides in leaf.view.matrix_shapes(leaf.value.shape):
-                p, q = sorted(sides)
-                total += count * (4 * p * p * q + 2 * p**3)
-    return (NEWTON_SCHULZ_STEPS - 1) * total
 
 
 def misses(entry: dict[str, Any]) -> list[str]:
@@ -130,7 +109,8 @@ def table(entry: dict[str, Any]) -> str:
 
     def cells(ours: dict[str, Any], *shared: str) -> list[str]:
         time_s = ours["step_time_s"]
-        flops = ours["num_flops_per_step"] + ours["num_newton_schulz_flops_beside"]
+        flops = ours["num_flops_per_step"]
+        flops += ours.get("num_newton_schulz_flops_beside", 0)
         flops_share, time_share, zero_share, memory_share = shared
         return [
             f"{flops / 1e9:.3g}",

@@ -10,10 +10,8 @@ from dropmuon_optax.linalg.coefficients import (
 )
 from dropmuon_optax.linalg.coefficients import YOU_JIACHENG as YOU_JIACHENG
 from dropmuon_optax.linalg.coefficients import Coefficients as Coefficients
+from dropmuon_optax.linalg.gram import gram_newton_schulz as gram_newton_schulz
 from dropmuon_optax.linalg.mapping import one_by_one as one_by_one
-from dropmuon_optax.linalg.orthogonalize import (
-    gram_newton_schulz as gram_newton_schulz,
-)
 from dropmuon_optax.linalg.orthogonalize import newton_schulz as newton_schulz
 from dropmuon_optax.linalg.orthogonalize import polar_factor as polar_factor
 from dropmuon_optax.linalg.power_iteration import least_squares as least_squares

@@ -11,7 +11,17 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.linalg import Coefficients
+from dropmuon_optax.linalg.gram import gram_form
+from dropmuon_optax.linalg.orthogonalize import plain_form
 from dropmuon_optax.norms.base import Norm
+
+# The ratio of a matrix's sides from which its Gram form is the faster one. With p ≤ q
+# the sides, Keller Jordan's five steps are 5(2p²q + p³) multiplications in the plain
+# form and 4p²q + 14p³ in the Gram form: equal at q = 1.5p. Measured, Gram over plain,
+# medians of 7 pairs for p = 64, 256, 768 (CPU time on two cores, jax 0.12 and 0.10):
+#   q/p      1         1.5        2          2.5        3          4
+#   ratio    1.0–1.5   0.98–1.02  0.86–0.90  0.78–0.83  0.72–0.79  0.66–0.74
+GRAM_ASPECT = 2.0
 
 
 @final
@@ -22,17 +32,28 @@ class Spectral(Norm):
     Dual: the nuclear norm Σ_i σ_i(g). Oracle: −t·UVᵀ for g = UΣVᵀ, the negative polar
     factor, here by Newton–Schulz iterations unless told otherwise. They are inexact:
     a singular value that should be 1 is where the coefficients' polynomial puts it
-    (0.68…1.20 for the default), which the step inherits. `norm` and `dual_norm` are
-    exact, by singular value decomposition, and as slow.
+    (0.68…1.20 for the default), which the step inherits. The same polynomial is taken
+    in the form that is faster for the matrix's sides: `linalg.newton_schulz`, or
+    `linalg.gram_newton_schulz` where one side is at least twice the other. `norm`
+    and `dual_norm` are exact, by singular value decomposition, and as slow.
+
+    The products are in float32, which is the fastest dtype on a CPU. On a GPU or TPU
+    `dtype="bfloat16"` should be (Keller Jordan's Muon uses it); that is not measured
+    here, so the default is float32 there too:
+
+        backend   default   other
+        CPU       float32   bfloat16 is slower (XLA multiplies it in float32)
+        GPU, TPU  float32   dtype="bfloat16", not measured
 
     Attributes:
       num_steps: Newton–Schulz steps; None is the exact polar factor.
       coefficients: the triples of the steps, see `dropmuon_optax.linalg`.
-      dtype: dtype of the products; None is at least float32, see `newton_schulz`.
+      dtype: dtype of the matrices that are multiplied; None is float32 on every
+        backend, or float64 for float64 matrices; see `linalg.newton_schulz`.
       precision: precision of the products; None is JAX's default.
       orthogonalize: a function from a matrix (m, n) with entries of at most 1 to its
         polar factor, in place of all of the above, such as
-        `functools.partial(linalg.gram_newton_schulz, num_steps=5)`.
+        `functools.partial(linalg.newton_schulz, num_steps=5)` for one form alone.
 
     Raises:
       ValueError: if `num_steps` is not positive, is more than the coefficients have,
@@ -94,13 +115,11 @@ class Spectral(Norm):
             return self.orthogonalize(g)
         if self.num_steps is None:
             return linalg.polar_factor(g)
-        return linalg.newton_schulz(
-            g,
-            self.num_steps,
-            self.coefficients,
-            dtype=self.dtype,
-            precision=self.precision,
-        )
+        short, long = sorted(g.shape)
+        wide = long >= GRAM_ASPECT * short
+        form = gram_form if wide else plain_form
+        y = form(g, self.num_steps, self.coefficients, self.dtype, self.precision)
+        return y.astype(g.dtype)
 
 
 @linalg.one_by_one

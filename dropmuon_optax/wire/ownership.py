@@ -27,6 +27,7 @@ from dropmuon_optax.layers.leaves import (
 )
 from dropmuon_optax.layers.rules import Rules, choose
 from dropmuon_optax.layers.trees import masked_by
+from dropmuon_optax.lmo import unscaled_geometry
 from dropmuon_optax.norms import Norm, unscaled
 from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
@@ -112,7 +113,7 @@ def own(
             shape = piece.member_shape
             worker.check(shape, leaf.path)
             server.check(shape, leaf.path)
-            norm, columns = _geometry(leaf, (m, n))
+            norm, columns = unscaled_geometry(leaf.layer, (m, n))
             key = Stack(shape, norm, worker, server, decays[i]), len(columns)
             number = numbers.setdefault(key, len(numbers))
             if number == len(radii):
@@ -180,28 +181,3 @@ def _block_axis(
     if adaptive or not large or not axes:
         return None
     return max(axes, key=lambda axis: shape[axis])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Quotient:
-    """A schedule divided by a number; two of them compare by both."""
-
-    schedule: optax.Schedule
-    divisor: float
-
-    def __call__(self, count: Any) -> Any:
-        return self.schedule(count) / self.divisor
-
-
-def _geometry(leaf: Leaf, shape: tuple[int, int]) -> tuple[Norm, tuple[Any, ...]]:
-    """The norm without its scale, and the radius in units of it.
-
-    A radius t of c‖·‖ is one of t/c of ‖·‖; Gluon's, 1/(L⁰/‖g‖⋆ + L¹), goes with
-    L⁰c² and L¹c.
-    """
-    assert leaf.layer.norm is not None
-    norm, c = unscaled(leaf.layer.norm, shape)
-    radius = leaf.layer.radius
-    if isinstance(radius, AdaptiveRadius):
-        return norm, (radius.l0 * c**2, radius.l1 * c)
-    return norm, (_Quotient(radius, c) if callable(radius) else radius / c,)

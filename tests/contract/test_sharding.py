@@ -162,48 +162,67 @@ def test_eager_steps_without_the_context_of_an_explicit_mesh(case: Case):
 COLLECTIVES = re.compile(
     r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
 )
+CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%([\w.\-]+)")
+PRODUCTS = re.compile(r"\b(dot|convolution)\(|custom_call_target=\"__(onednn|cublas)")
+
+
+def between_products(text: str) -> tuple[int, list[str]]:
+    """The number of matrix products, and the collectives between two of them.
+
+    A collective is between two if its operands come from a product, by whatever way,
+    and a product's operands from it. Whole computations that an instruction calls
+    (fusions, loops) count as the instruction.
+    """
+    calls = computations(text)
+    entry = next(body for name, body in calls.items() if f"ENTRY %{name} " in text)
+
+    def stands(pattern: re.Pattern, line: str) -> bool:
+        names = CALLED.findall(line)
+        return bool(pattern.search(line)) or any(
+            stands(pattern, calls[n]) for n in names
+        )
+
+    after, waiting, guilty, num_products = set(), {}, [], 0
+    for line in entry.splitlines():
+        head = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = ", line)
+        if not head:
+            continue
+        name, names = head[1], re.findall(r"%([\w.\-]+)", line[head.end() :])
+        line = line[head.end() :]
+        product, collective = stands(PRODUCTS, line), stands(COLLECTIVES, line)
+        num_products += product
+        before = set().union(*[waiting.get(n, set()) for n in names])
+        if product:
+            guilty += sorted(before)
+        if collective and (product or any(n in after for n in names)):
+            before = before | {name}
+            guilty += [name] if product else []
+        waiting[name] = before
+        if product or any(n in after for n in names):
+            after.add(name)
+    return num_products, guilty
 
 
 def computations(text: str) -> dict[str, str]:
     """The computations of a compiled program by name."""
     blocks = re.split(r"\n(?=\S)", text)
-    found = {}
-    for block in blocks:
-        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", block)
-        if head:
-            found[head[1]] = block
-    return found
-
-
-def loops_with_collectives(text: str) -> tuple[int, list[str]]:
-    """The number of while loops, and the bodies that talk to other devices."""
-    parts = computations(text)
-    bodies = re.findall(r"\bwhile\(.*body=%?([\w.\-]+)", text)
-
-    def reached(name: str, seen: set[str]) -> set[str]:
-        if name in parts and name not in seen:
-            seen.add(name)
-            for other in re.findall(r"%([\w.\-]+)", parts[name]):
-                reached(other, seen)
-        return seen
-
-    guilty = [
-        body
-        for body in bodies
-        if any(COLLECTIVES.search(parts[name]) for name in reached(body, set()))
-    ]
-    return len(bodies), guilty
+    heads = [re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", block) for block in blocks]
+    return {
+        head[1]: block.partition("\n")[2]
+        for head, block in zip(heads, blocks, strict=True)
+        if head
+    }
 
 
 @pytest.mark.parametrize("mesh_name", MESHES)
 @algorithms
-def test_no_collective_inside_the_newton_schulz_loop(case: Case, mesh_name: str):
+def test_no_collective_between_the_products_of_an_oracle(case: Case, mesh_name: str):
     mesh = make_mesh(mesh_name)
     params = shard(run(case.name, "float32").params[0], mesh)
     args = (params, case.build().init(params), params)
     program = jitted_step(case.name, mesh_name).lower(*args).compile()
-    num_loops, guilty = loops_with_collectives(program.as_text())
-    assert num_loops >= 3  # the square, the wide and the convolution's
+    num_products, guilty = between_products(program.as_text())
+    assert num_products >= 3 * 15  # the square, the wide and the convolution's
     assert not guilty
 
 
@@ -214,8 +233,14 @@ def test_the_search_for_collectives_finds_them():
     def power(x: Any) -> Any:
         return jax.lax.fori_loop(0, 5, lambda _, y: y @ y.T, x)
 
-    num_loops, guilty = loops_with_collectives(jit(power).lower(x).compile().as_text())
-    assert num_loops == len(guilty) == 1
+    def cube(x: Any) -> Any:
+        return x @ x.T @ x
+
+    for function, least in ((power, 1), (cube, 2)):
+        text = jit(function).lower(x).compile().as_text()
+        num_products, guilty = between_products(text)
+        assert num_products >= least
+        assert guilty
 
 
 @every_case

@@ -1,0 +1,1 @@
+"""What the oracle costs: an update of Muon here, against Optax's."""

@@ -1,0 +1,117 @@
+"""Trees of parameters by name, and how each optimizer is told what is a matrix."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from optax.contrib import MuonDimensionNumbers
+
+import dropmuon_optax as dm
+from benchmarks.models import resnet
+from dropmuon_optax import linalg
+from dropmuon_optax.layers.geometry import muon_geometry
+
+LEARNING_RATE = 0.02
+
+
+class Tree(NamedTuple):
+    """One tree.
+
+    Attributes:
+        params: Arrays; blocks have `qkv`, `out`, `up` and `down`.
+        stacked: Whether the leaves of blocks are stacked over them.
+        num_rounds: How often to time an update of it.
+    """
+
+    params: Any
+    stacked: bool
+    num_rounds: int
+
+
+def blocks(width: int, num_blocks: int) -> dict[str, Any]:
+    """The matrices of a transformer: no embedding, which no Muon should move."""
+    sides = {"qkv": (1, 3), "out": (1, 1), "up": (1, 4), "down": (4, 1)}
+    shapes = {name: (a * width, b * width) for name, (a, b) in sides.items()}
+    return {
+        f"block_{i}": {name: {"kernel": shape} for name, shape in shapes.items()}
+        for i in range(num_blocks)
+    }
+
+
+def stacked(width: int, num_blocks: int) -> dict[str, Any]:
+    """The same, stacked over blocks, as a scan has them."""
+    one = blocks(width, 1)["block_0"]
+    shapes = {name: {"kernel": (num_blocks, *w["kernel"])} for name, w in one.items()}
+    return {"blocks": shapes}
+
+
+def resnet18() -> Any:
+    """The shapes of ResNet-18 for 32 × 32 images."""
+    build = lambda: resnet.build((32, 32, 3), "resnet18", seed=0)[1]  # noqa: E731
+    shapes = nnx.to_pure_dict(jax.eval_shape(build))
+    return jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+
+SHAPES: dict[str, tuple[Callable[[], Any], bool, int]] = {
+    "width 256 × 6": (lambda: blocks(256, 6), False, 11),
+    "width 64 × 48": (lambda: blocks(64, 48), False, 11),
+    "ResNet-18": (resnet18, False, 3),
+    "GPT-2 124M": (lambda: blocks(768, 12), False, 2),
+    "GPT-2 124M, stacked": (lambda: stacked(768, 12), True, 2),
+    "tiny": (lambda: blocks(8, 2), False, 2),  # for tests
+    "tiny, stacked": (lambda: stacked(8, 2), True, 2),  # for tests
+}
+
+
+def build(name: str, seed: int) -> Tree:
+    """A tree of Gaussian entries."""
+    shapes, is_stacked, num_rounds = SHAPES[name]
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda shape: jax.numpy.asarray(rng.standard_normal(shape, np.float32)),
+        shapes(),
+        is_leaf=lambda shape: isinstance(shape, tuple),
+    )
+    return Tree(params, is_stacked, num_rounds)
+
+
+def ours(tree: Tree, form: Any = None) -> optax.GradientTransformation:
+    """Muon as it is here; `form` takes the place of the oracle's choice of one."""
+    spectral = dm.norms.Spectral(orthogonalize=form)
+    rules = dm.layers_by_path(
+        None,
+        [("kernel", dm.norms.muon_spectral(spectral), 1.0)],
+        stacked="blocks" if tree.stacked else None,
+    )
+    if not tree.stacked and form is None:
+        rules = dm.layers_by_path(None, muon_geometry)
+    return dm.muon(LEARNING_RATE, rules)
+
+
+def optax_muon(tree: Tree) -> optax.GradientTransformation:
+    """Optax's, told which leaves are stacks and which are convolutions."""
+    conv = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    stack = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    kinds = {2: MuonDimensionNumbers(), 3: stack, 4: conv}
+
+    def numbers(params: Any) -> Any:
+        paths = jax.tree_util.tree_flatten_with_path(params)[0]
+        found = [
+            None if "head" in jax.tree_util.keystr(path) else kinds.get(leaf.ndim)
+            for path, leaf in paths
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params), found)
+
+    return optax.contrib.muon(LEARNING_RATE, muon_weight_dimension_numbers=numbers)
+
+
+# The first is what the others are compared with.
+OPTIMIZERS: dict[str, Callable[[Tree], optax.GradientTransformation]] = {
+    "optax.contrib.muon": optax_muon,
+    "ours": ours,
+    "ours, plain form": lambda tree: ours(tree, linalg.newton_schulz),
+    "optax.adamw": lambda tree: optax.adamw(LEARNING_RATE),
+}
