@@ -97,7 +97,8 @@ def test_momentum_is_the_weight_of_the_old_buffer():
 
 def test_weight_decay_beside_the_constraint_is_refused():
     with pytest.raises(
-        ValueError, match="`weight_decay` must be 0 where `constrained`"
+        ValueError,
+        match="`weight_decay` must be 0, without a mask, where `constrained`",
     ):
         dm.gluon(0.1, constrained=True, weight_decay=0.1)
 

@@ -256,7 +256,7 @@ def test_each_layout_names_axes_that_it_has():
         (("attn", "qkv", "kernel"), (32, 3, 4, 8), lambda w: w.transpose(1, 0, 2, 3).reshape(3, 32, 32)),
         (("attn", "to_q", "kernel"), (32, 4, 8), lambda w: w.reshape(1, 32, 32)),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )  # fmt: skip
 def test_a_step_of_scion_is_as_long_as_the_linear_map_says(name, shape, matrices):
     """√(n_out/n_in) in the spectral norm, whatever counts heads, experts or gates."""
