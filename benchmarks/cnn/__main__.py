@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from benchmarks.common import data, record, report, train
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.options import (
+    Parser,
     folder,
     learning_rate,
     optimizer_names,
@@ -40,7 +41,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.cnn",
         description="Trains a three-layer CNN with several optimizers.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

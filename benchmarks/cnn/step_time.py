@@ -20,14 +20,21 @@ import optax
 
 from benchmarks.common import data, record, report, timing, train
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import folder, optimizer_names, positive, refusing, seed
+from benchmarks.common.options import (
+    Parser,
+    folder,
+    optimizer_names,
+    positive,
+    refusing,
+    seed,
+)
 from benchmarks.common.record import RESULTS
 from benchmarks.models import cnn
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.cnn.step_time",
         description="Times train steps of several optimizers in paired runs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

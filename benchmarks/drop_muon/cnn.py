@@ -31,6 +31,7 @@ from flax import nnx
 import dropmuon_optax as dm
 from benchmarks.common import data, record, timing, train
 from benchmarks.common.options import (
+    Parser,
     count,
     file_name,
     folder,
@@ -195,7 +196,7 @@ def plans(
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.drop_muon.cnn",
         description="Trains a CNN with Muon and Drop-Muon by two protocols.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -25,7 +25,7 @@ from tqdm import tqdm, trange
 
 from benchmarks.cnn import step_time
 from benchmarks.common import record, report, timing
-from benchmarks.common.options import folder, positive, seed
+from benchmarks.common.options import Parser, folder, positive, seed
 from benchmarks.common.record import RESULTS
 from benchmarks.drop_muon.steps import MODELS, Task, cutoffs_of, steps
 from dropmuon_optax.layers.leaves import join
@@ -204,7 +204,7 @@ def plot(path: Path, entries: list[dict[str, Any]]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.drop_muon.cost",
         description="Times train steps that drop layers, at each cutoff.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

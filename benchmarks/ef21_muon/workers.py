@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import record, report, timing, workers
 from benchmarks.common.options import (
+    Parser,
     folder,
     momentum,
     positive,
@@ -207,7 +208,7 @@ def show(options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m benchmarks.{NAME}",
         description="Trains a small GPT by EF21-Muon in several processes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import dropmuon_optax as dm
 from benchmarks.common import record, report
-from benchmarks.common.options import folder, positive, refusing, seed
+from benchmarks.common.options import Parser, folder, positive, refusing, seed
 from benchmarks.common.record import RESULTS
 from benchmarks.smoothness.runs import (
     MOMENTUM,
@@ -193,7 +193,7 @@ def plot(path: Path, entry: dict[str, Any]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.smoothness",
         description="Measures layer-wise smoothness along runs of Gluon.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
