@@ -6,6 +6,8 @@ import dataclasses
 class Noun:
     """Base of frozen dataclasses that print only what differs from the defaults.
 
+    Functions print by their names, without the address that they have in one run.
+
     Subclasses are decorated `@dataclasses.dataclass(frozen=True, repr=False)`, which
     makes them hashable and comparable; fields marked `repr=False` are never printed.
 
@@ -26,7 +28,12 @@ class Noun:
             if not field.repr:
                 continue
             if field.default is dataclasses.MISSING:
-                shown.append(repr(value))
+                shown.append(_printed(value))
             elif value != field.default:
-                shown.append(f"{field.name}={value!r}")
+                shown.append(f"{field.name}={_printed(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _printed(value: object) -> str:
+    name = getattr(value, "__qualname__", None)
+    return name if callable(value) and isinstance(name, str) else repr(value)

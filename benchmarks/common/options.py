@@ -10,16 +10,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.common import record
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import RESULTS
 
 
-def new_parser(module: str, description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Argparse's, with one line where something is refused: --help has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def new_parser(module: str, description: str) -> Parser:
     """A parser for `python -m module`, with the folder that its results go to."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -127,7 +135,7 @@ def recorded(
     program: str, arguments: list[str] | None
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The one argument of a program that shows records: the file, and its entries."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}")
+    parser = Parser(prog=f"python -m benchmarks.{program}")
     parser.add_argument("lines", type=Path, help="file of JSON lines")
     path = parser.parse_args(arguments).lines
     with refusing(program):

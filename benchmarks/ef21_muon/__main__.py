@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.common import record
 from benchmarks.common.options import (
+    Parser,
     folder,
     momentum,
     positive,
@@ -84,7 +85,7 @@ def time(options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m benchmarks.{NAME}",
         description="Measures EF21-Muon.",
     )

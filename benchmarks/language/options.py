@@ -3,7 +3,15 @@
 import argparse
 
 from benchmarks.common import text, workers
-from benchmarks.common.options import count, folder, positive, rate, seed, within
+from benchmarks.common.options import (
+    Parser,
+    count,
+    folder,
+    positive,
+    rate,
+    seed,
+    within,
+)
 from benchmarks.common.record import RESULTS
 from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.steps import ADAM_SHARE
@@ -29,7 +37,7 @@ WARM_DOWN = 0.5
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.nanogpt",
         description="Trains a GPT with one optimizer.",
     )

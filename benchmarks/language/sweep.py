@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import record
-from benchmarks.common.options import positive, rate, refusing, seed
+from benchmarks.common.options import Parser, positive, rate, refusing, seed
 from benchmarks.language import nanogpt, report, sweep_report, train
 from benchmarks.language import options as lm_options
 from benchmarks.language.methods import OPTIMIZERS
@@ -37,7 +37,7 @@ SWEEP_SEED = 0  # of the runs that look for learning rates, and of measured radi
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line; unknown names end the program with the known ones."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.language.sweep",
         description="Compares optimizers on a GPT.",
     )

@@ -100,10 +100,9 @@ def test_every_wrong_value_is_refused(program, tmp_path, capsys):
             with pytest.raises(SystemExit) as stopped:
                 parse([*part, f"{option}={given}"])
             assert stopped.value.code == 2, (option, value)
-            *usage, line = capsys.readouterr().err.splitlines()
+            (line,) = capsys.readouterr().err.splitlines()
             assert "error: " in line, (option, value)
             assert option in line, (option, value)
-            assert usage[0].startswith("usage: ")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -127,7 +126,7 @@ def test_what_an_optimizer_does_not_use_is_refused(optimizer, option, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse(["--optimizer", optimizer, option, "1"])
     assert stopped.value.code == 2
-    *_, line = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert f"{option} is not used by {optimizer}, but by " in line
     parse(["--optimizer", "muon", "--adam-share", "1"])
     parse(["--optimizer", "scion", "--radius", "1", "--sign-radius", "2"])
