@@ -283,3 +283,13 @@ def test_an_nnx_variables_value_is_no_attribute():
     text = dm.describe(dm.layers_by_path(None), state)
     assert "1 × (4, 8)" in text
     assert "may be (fan_out, fan_in)" in text
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 4), (8, 0, 4), (2, 3, 0, 4, 5, 6)])
+def test_without_entries_axes_need_no_telling(shape):
+    params = {"extra": {"kernel": jnp.zeros(shape)}}
+    for tx in (dm.muon(0.1), dm.scion(0.1), dm.gluon(0.1)):
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert updates["extra"]["kernel"].shape == shape
+    with pytest.raises(ValueError, match="must be told by name or shape"):
+        dm.muon(0.1).init({"extra": {"kernel": jnp.zeros((1, 8, 4))}})
