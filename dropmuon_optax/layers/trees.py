@@ -16,6 +16,7 @@ import optax
 
 from dropmuon_optax import checks
 from dropmuon_optax.layers.leaves import path_of
+from dropmuon_optax.layers.modules import check_params
 
 
 def checked(
@@ -38,6 +39,7 @@ def checked(
     first = shapes_of_state(tx.init)
 
     def init(params: Any) -> Any:
+        check_params(params)
         for keys, leaf in jax.tree.leaves_with_path(params):
             checks.is_inexact(path_of(keys), leaf, kind)
         return tx.init(params)
