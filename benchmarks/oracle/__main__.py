@@ -92,7 +92,9 @@ def measure(tree: Tree, num_rounds: int, name: str) -> dict[str, Any]:
         calls[optimizer] = timing.repeat_step(
             program.call, tree.params, state, batch=(grads,)
         )
-    times, ratios = timing.time_paired(calls, num_runs=num_rounds, num_warmup=1)
+    # Each has run once already; a single round of the largest is long enough.
+    warmup = int(num_rounds > 1)
+    times, ratios = timing.time_paired(calls, num_runs=num_rounds, num_warmup=warmup)
     return {
         optimizer: {
             "update_time_s": times[optimizer]._asdict(),

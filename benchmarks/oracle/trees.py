@@ -59,8 +59,8 @@ SHAPES: dict[str, tuple[Callable[[], Any], bool, int]] = {
     "width 256 × 6": (lambda: blocks(256, 6), False, 11),
     "width 64 × 48": (lambda: blocks(64, 48), False, 11),
     "ResNet-18": (resnet18, False, 3),
-    "GPT-2 124M": (lambda: blocks(768, 12), False, 2),
-    "GPT-2 124M, stacked": (lambda: stacked(768, 12), True, 2),
+    "GPT-2 124M": (lambda: blocks(768, 12), False, 1),
+    "GPT-2 124M, stacked": (lambda: stacked(768, 12), True, 1),
     "tiny": (lambda: blocks(8, 2), False, 2),  # for tests
     "tiny, stacked": (lambda: stacked(8, 2), True, 2),  # for tests
 }
