@@ -81,14 +81,19 @@ def build(name: str, seed: int) -> Tree:
 def ours(tree: Tree, form: Any = None) -> optax.GradientTransformation:
     """Muon as it is here; `form` takes the place of the oracle's choice of one."""
     spectral = dm.norms.Spectral(orthogonalize=form)
-    rules = dm.layers_by_path(
-        None,
-        [("kernel", dm.norms.muon_spectral(spectral), 1.0)],
-        stacked="blocks" if tree.stacked else None,
-    )
-    if not tree.stacked and form is None:
-        rules = dm.layers_by_path(None, muon_geometry)
-    return dm.muon(LEARNING_RATE, rules)
+    norm = dm.norms.muon_spectral(spectral)
+    if tree.stacked:
+        rules = dm.layers_by_path(None, [("kernel", norm, 1.0)], stacked="blocks")
+        return dm.muon(LEARNING_RATE, rules)
+    layers = dm.layers_by_path(None, muon_geometry)
+
+    def with_form(params: Any) -> Any:
+        return jax.tree.map(
+            lambda layer: layer if layer.norm is None else dm.Layer(None, norm),
+            layers(params),
+        )
+
+    return dm.muon(LEARNING_RATE, layers if form is None else with_form)
 
 
 def optax_muon(tree: Tree) -> optax.GradientTransformation:

@@ -14,11 +14,16 @@ from benchmarks.ef21_muon import losses_report as ef21_losses_report
 from benchmarks.ef21_muon import report as ef21_report
 from benchmarks.ef21_muon import workers as ef21_workers
 from benchmarks.language import sweep_report as lm_sweep_report
+from benchmarks.oracle import __main__ as oracle
 from benchmarks.smoothness import __main__ as smoothness
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = {"README.md": 11, "benchmarks/README.md": 100}  # and figures at least
+PAGES = {  # and figures at least
+    "README.md": 11,
+    "benchmarks/README.md": 100,
+    "benchmarks/oracle/README.md": 16,
+}
 
 # What prints the tables of a file of result lines.
 PRINTERS = {
@@ -37,6 +42,7 @@ PRINTERS = {
     "ef21_muon_bytes": ef21_report.tables_of_bytes,
     "ef21_muon_cost": ef21_report.tables_of_cost,
     "ef21_muon_losses": ef21_losses_report.tables,
+    "oracle": oracle.tables,
 }
 MEASURED = re.compile(
     r"-?\d[\d,.]*(?: \w{1,2}| %)? \(-?\d[\d,.]*(?: \w{1,2}| %)? … "
