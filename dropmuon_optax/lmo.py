@@ -22,12 +22,16 @@ from dropmuon_optax.layers.leaves import (
     movable_norm,
 )
 from dropmuon_optax.layers.trees import checked
-from dropmuon_optax.meshes import gathered, has_auto, like, spread
+from dropmuon_optax.meshes import gathered, has_auto, like, num_devices, spread
 from dropmuon_optax.norms import Norm, unscaled
 
-# A stack of more bytes than this is split: a stack, its steps and what is between them
-# take some four times as much memory, and large matrices gain nothing by being stacked.
-MAX_STACK_BYTES = 2**25
+# Bytes of a stack on each device, beyond which its leaves are split among several. A
+# stack, its steps and what is between them take some four times as much memory. On a
+# CPU small stacks stay in its caches (0.9 of the time of one of 6 MB), and equal parts
+# compile once: 96 leaves of 64 × 256 in 2.2 s, not 6.5 s. Elsewhere a stack is to fill
+# the device.
+MAX_STACK_BYTES = {"cpu": 2**18}
+MAX_STACK_BYTES_ELSEWHERE = 2**26
 
 
 def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
@@ -189,10 +193,13 @@ def _check(leaves: list[Leaf]) -> None:
 
 def _bounded(members: list[_Member]) -> Iterator[list[_Member]]:
     """The members of a stack in parts of `MAX_STACK_BYTES`, or of one leaf."""
+    backend = jax.default_backend()
+    limit = MAX_STACK_BYTES.get(backend, MAX_STACK_BYTES_ELSEWHERE)
+    limit *= num_devices(members[0].matrices)
     part: list[_Member] = []
     size = 0
     for member in members:
-        if part and size + member.matrices.nbytes > MAX_STACK_BYTES:
+        if part and size + member.matrices.nbytes > limit:
             yield part
             part, size = [], 0
         part.append(member)

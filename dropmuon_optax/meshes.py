@@ -37,6 +37,13 @@ def rows_like(x: Array, other: Array) -> Array:
     return _reshard(x, sharding.mesh, spec)
 
 
+def num_devices(x: Array) -> int:
+    """Over how many devices `spread` spreads."""
+    mesh = jax.typeof(x).sharding.mesh
+    axes = _axes(mesh, AxisType.Explicit) or _axes(mesh, AxisType.Auto)
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def spread(stack: Array, *columns: Array) -> list[Array]:
     """Arrays of one leading length, padded and spread over all devices along it.
 
@@ -46,7 +53,7 @@ def spread(stack: Array, *columns: Array) -> list[Array]:
     mesh = jax.typeof(stack).sharding.mesh
     explicit, auto = _axes(mesh, AxisType.Explicit), _axes(mesh, AxisType.Auto)
     axes = explicit or auto
-    size = math.prod(mesh.shape[axis] for axis in axes)
+    size = num_devices(stack)
     if size == 1:
         return [stack, *columns]
     length = stack.shape[0]

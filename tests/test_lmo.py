@@ -103,7 +103,7 @@ def test_big_stacks_are_split(monkeypatch):
     ]
     whole = update(layers, grads)
     assert num_products(layers, grads) == 15
-    monkeypatch.setattr(lmo, "MAX_STACK_BYTES", 2 * 6 * 4 * 4)
+    monkeypatch.setitem(lmo.MAX_STACK_BYTES, "cpu", 2 * 6 * 4 * 4)
     assert num_products(layers, grads) == 4 * 15  # 2, 2, 1 and the leaf of 3
     for some, all_ in zip(update(layers, grads), whole, strict=True):
         np.testing.assert_allclose(some, all_, rtol=1e-4, atol=1e-5)

@@ -59,8 +59,8 @@ SHAPES: dict[str, tuple[Callable[[], Any], bool, int]] = {
     "width 256 × 6": (lambda: blocks(256, 6), False, 11),
     "width 64 × 48": (lambda: blocks(64, 48), False, 11),
     "ResNet-18": (resnet18, False, 3),
-    "GPT-2 124M": (lambda: blocks(768, 12), False, 2),
-    "GPT-2 124M, stacked": (lambda: stacked(768, 12), True, 2),
+    "GPT-2 124M": (lambda: blocks(768, 12), False, 1),
+    "GPT-2 124M, stacked": (lambda: stacked(768, 12), True, 1),
     "tiny": (lambda: blocks(8, 2), False, 2),  # for tests
     "tiny, stacked": (lambda: stacked(8, 2), True, 2),  # for tests
 }
@@ -81,14 +81,19 @@ def build(name: str, seed: int) -> Tree:
 def ours(tree: Tree, form: Any = None) -> optax.GradientTransformation:
     """Muon as it is here; `form` takes the place of the oracle's choice of one."""
     spectral = dm.norms.Spectral(orthogonalize=form)
-    rules = dm.layers_by_path(
-        None,
-        [("kernel", dm.norms.muon_spectral(spectral), 1.0)],
-        stacked="blocks" if tree.stacked else None,
-    )
-    if not tree.stacked and form is None:
-        rules = dm.layers_by_path(None, muon_geometry)
-    return dm.muon(LEARNING_RATE, rules)
+    norm = dm.norms.muon_spectral(spectral)
+    if tree.stacked:
+        rules = dm.layers_by_path(None, [("kernel", norm, 1.0)], stacked="blocks")
+        return dm.muon(LEARNING_RATE, rules)
+    layers = dm.layers_by_path(None, muon_geometry)
+
+    def with_form(params: Any) -> Any:
+        return jax.tree.map(
+            lambda layer: layer if layer.norm is None else dm.Layer(None, norm),
+            layers(params),
+        )
+
+    return dm.muon(LEARNING_RATE, layers if form is None else with_form)
 
 
 def optax_muon(tree: Tree) -> optax.GradientTransformation:

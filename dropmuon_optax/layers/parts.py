@@ -16,6 +16,7 @@ import optax
 
 from dropmuon_optax import checks
 from dropmuon_optax.layers.leaves import LayersFn, join
+from dropmuon_optax.meshes import like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,10 @@ class Part:
 
     def insert(self, x: Any, moved: Any) -> Any:
         """`x` with what moves of it replaced, in the dtype of `x` if it is a part."""
-        return moved if self.all else x.at[self._index()].set(cast(moved, x))
+        if self.all:
+            return moved
+        # Zeros may lie on no mesh where what moves lies on an Explicit one.
+        return like(x, moved).at[self._index()].set(cast(moved, x))
 
     def mask(self, ndim: int) -> np.ndarray:
         """Whether each entry moves, for a leaf of `ndim` axes to broadcast with."""

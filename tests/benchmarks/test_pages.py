@@ -14,6 +14,7 @@ from benchmarks.ef21_muon import losses_report as ef21_losses_report
 from benchmarks.ef21_muon import report as ef21_report
 from benchmarks.ef21_muon import workers as ef21_workers
 from benchmarks.language import sweep_report as lm_sweep_report
+from benchmarks.oracle import __main__ as oracle
 from benchmarks.smoothness import __main__ as smoothness
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,6 +30,7 @@ PAGES = {
     "benchmarks/ef21_muon/README.md": (23, 6),
     "benchmarks/language/README.md": (8, 2),
     "benchmarks/smoothness/README.md": (0, 4),
+    "benchmarks/oracle/README.md": (16, 1),
 }
 
 # What prints the tables of a file of result lines.
@@ -48,6 +50,7 @@ PRINTERS = {
     "ef21_muon_bytes": ef21_report.tables_of_bytes,
     "ef21_muon_cost": ef21_report.tables_of_cost,
     "ef21_muon_losses": ef21_losses_report.tables,
+    "oracle": oracle.tables,
 }
 MEASURED = re.compile(
     r"-?\d[\d,.]*(?: \w{1,2}| %)? \(-?\d[\d,.]*(?: \w{1,2}| %)? … "

@@ -24,6 +24,8 @@ from cases import (
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import dropmuon_optax as dm
+
 EXPLICIT, AUTO = AxisType.Explicit, AxisType.Auto
 
 MESHES = {
@@ -241,6 +243,35 @@ def test_the_search_for_collectives_finds_them():
         num_products, guilty = between_products(text)
         assert num_products >= least
         assert guilty
+
+
+SPECS = [P("x", None), P(None, "x"), P(None, None)]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 128), (128, 32)], ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("mesh_name", ["8-explicit", "8-auto"])
+def test_each_device_does_its_share_of_the_oracle(mesh_name: str, spec: P, shape: Any):
+    mesh = make_mesh(mesh_name)
+    rng = np.random.default_rng(0)
+    grads = [jnp.asarray(rng.normal(size=shape), "float32") for _ in range(16)]
+    norm = dm.norms.muon_spectral()
+    tx = dm.scale_by_lmo(lambda tree: [dm.Layer(0, norm) for _ in tree])
+
+    def flops(grads: Any) -> tuple[float, Any]:
+        step = jit(lambda g: tx.update(g, optax.EmptyState())[0])
+        program = step.lower(grads).compile()
+        text = program.as_text()
+        assert not between_products(text)[1]
+        return program.cost_analysis()["flops"], program(grads)
+
+    whole, expected = flops(grads)
+    sharded = jax.device_put(grads, NamedSharding(mesh, spec))
+    own, found = flops(sharded)
+    assert own <= 1.1 * whole / 8  # a tenth for the arithmetic of layouts
+    for a, b, g in zip(found, expected, sharded, strict=True):
+        assert a.sharding.is_equivalent_to(g.sharding, 2) or "auto" in mesh_name
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 @every_case
