@@ -26,8 +26,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.common import record, report, timing
-from benchmarks.common.options import positive
-from benchmarks.common.record import RESULTS
+from benchmarks.common.options import new_parser, positive, seed
 from benchmarks.oracle import trees
 from benchmarks.oracle.trees import OPTIMIZERS, Tree
 
@@ -38,13 +37,14 @@ TRANSFORMERS = ("width 256 × 6", "width 64 × 48")
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser = new_parser(
+        "benchmarks.oracle", "Times updates of Muon, ours and Optax's, in paired runs."
+    )
     names = [name for name in trees.SHAPES if not name.startswith("tiny")]
     add = parser.add_argument
     add("--trees", nargs="+", choices=list(trees.SHAPES), default=names, metavar="TREE")
     add("--rounds", type=positive, help="timed rounds; the default is each tree's own")
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, default=RESULTS)
+    add("--seed", type=seed, default=0)
     return parser.parse_args(arguments)
 
 
