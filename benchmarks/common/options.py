@@ -131,17 +131,11 @@ def file_name(text: str) -> str:
     return text
 
 
-def recorded(
-    program: str, arguments: list[str] | None
-) -> tuple[Path, list[dict[str, Any]]]:
-    """The one argument of a program that shows records: the file, and its entries."""
-    parser = Parser(prog=f"python -m benchmarks.{program}")
-    parser.add_argument("lines", type=Path, help="file of JSON lines")
-    path = parser.parse_args(arguments).lines
-    with refusing(program):
-        if not path.is_file():
-            raise ValueError(f"`lines` must be a file, got {str(path)!r}")
-        return path, record.read(path)
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file of records; ValueError if it is none."""
+    if not path.is_file():
+        raise ValueError(f"`lines` must be a file, got {str(path)!r}")
+    return record.read(path)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ else that the machine did meanwhile is in it.
 Command: python -m benchmarks.drop_muon.report benchmarks/results/drop_muon_cnn.jsonl
 """
 
+import argparse
 import itertools
 import math
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import report
-from benchmarks.common.options import recorded
+from benchmarks.common.options import Parser, recorded, refusing
 from benchmarks.drop_muon.methods import CUTOFFS, METHODS, Active, plan_steps
 
 Entry = dict[str, Any]
@@ -278,9 +279,18 @@ def lowest(entries: list[Entry]) -> float:
     return max(0.0, min(readings, default=0.0) - 0.02)
 
 
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = Parser(prog="python -m benchmarks.drop_muon.report")
+    parser.add_argument("lines", type=Path, help="a file of results: *.jsonl")
+    return parser.parse_args(arguments)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints the tables and draws the pictures of recorded runs."""
-    path, entries = recorded("drop_muon.report", arguments)
+    path = parse(arguments).lines
+    with refusing("drop_muon.report"):
+        entries = recorded(path)
     print(tables(entries))
     for dataset in unique(entries, "dataset"):
         picture = path.with_name(f"{path.stem}_{dataset}.png")
