@@ -2,8 +2,8 @@
 
 Claim: more than twice as fast as `optax.contrib.muon` on both transformer trees, at no
 larger orthogonality error; it compiles in at most a third of the time for 48 blocks,
-and takes less than a third of the temporary memory. The bars that it is held against, 2.5
-times among them, are printed where they are missed.
+and takes less than a third of the temporary memory. The bars that it is held against,
+2.5 times among them, are printed where they are missed.
 
 Command: python -m benchmarks.oracle [--trees "width 64 × 48"] [--rounds 11]
 Device: a CPU with two cores; any JAX device does.
