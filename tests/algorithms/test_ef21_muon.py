@@ -205,7 +205,7 @@ def test_the_box_in_numpy(worker, server, topology, drops):
     )
     for (W, X), (its_W, its_X) in zip(found, expected, strict=True):
         assert_mostly_close(W, its_W)
-        assert_close(X, its_X, atol=5e-4)  # see `assert_mostly_close`
+        assert_mostly_close(X, its_X)
 
 
 # The papers' equalities
