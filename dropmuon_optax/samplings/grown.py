@@ -1,15 +1,14 @@
 """Layers that are absent at first and enter for good."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import numpy as np
 from jaxtyping import Float
 
-from dropmuon_optax import checks
 from dropmuon_optax.samplings.base import Sampling, check_length
+from dropmuon_optax.samplings.staged import as_stages
 
 
 @final
@@ -44,19 +43,7 @@ class Grown(Sampling):
     stages: Sequence[tuple[int, Any]]
 
     def __post_init__(self) -> None:
-        try:
-            stages = tuple((first, tuple(moves)) for first, moves in self.stages)
-        except (TypeError, ValueError):
-            stages = ()
-        if not stages or stages[0][0] != 0:
-            raise ValueError(
-                "`stages` must be pairs (first step, b bools), the first step of the "
-                f"first one 0, got {self.stages!r}"
-            )
-        for (before, _), (first, _) in itertools.pairwise(stages):
-            checks.positive_int("first step of a stage", first)
-            if first <= before:
-                raise ValueError(f"`stages` must be in order, got {self.stages!r}")
+        stages = as_stages(self.stages, "b bools")
         for _, moves in stages:
             bools = all(isinstance(entry, bool | np.bool_) for entry in moves)
             if not bools or not any(moves):

@@ -40,19 +40,7 @@ class Staged(Sampling):
     stages: Sequence[tuple[int, Sampling]]
 
     def __post_init__(self) -> None:
-        try:
-            stages = tuple((first, sampling) for first, sampling in self.stages)
-        except (TypeError, ValueError):
-            stages = ()
-        if not stages or stages[0][0] != 0:
-            raise ValueError(
-                "`stages` must be pairs (first step, sampling), the first step of the "
-                f"first one 0, got {self.stages!r}"
-            )
-        for (before, _), (first, _) in itertools.pairwise(stages):
-            checks.positive_int("first step of a stage", first)
-            if first <= before:
-                raise ValueError(f"`stages` must be in order, got {self.stages!r}")
+        stages = as_stages(self.stages, "sampling")
         for _, sampling in stages:
             if not isinstance(sampling, Sampling) or not sampling.nested:
                 raise ValueError(
@@ -84,3 +72,25 @@ class Staged(Sampling):
             row = (1 - in_force) * row + in_force * own
             offset += len(sampling.table(num_layers))
         return row
+
+
+def as_stages(stages: Any, what: str) -> tuple[tuple[int, Any], ...]:
+    """`stages` as pairs (first step, what holds from there on), in order from step 0.
+
+    Raises:
+      ValueError: if they are none.
+    """
+    try:
+        pairs = tuple((first, stage) for first, stage in stages)
+    except (TypeError, ValueError):
+        pairs = ()
+    if not pairs or pairs[0][0] != 0:
+        raise ValueError(
+            f"`stages` must be pairs (first step, {what}), the first step of the first "
+            f"one 0, got {stages!r}"
+        )
+    for (before, _), (first, _) in itertools.pairwise(pairs):
+        checks.positive_int("first step of a stage", first)
+        if first <= before:
+            raise ValueError(f"`stages` must be in order, got {stages!r}")
+    return pairs
