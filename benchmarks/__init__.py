@@ -1,1 +1,1 @@
-"""One folder a claim; the README beside this file has them all in one table."""
+"""One folder a subject, each with its page; `README.md` has all claims in a table."""

@@ -32,6 +32,7 @@ from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
 from dropmuon_optax.algorithms.scion import scion as scion
 from dropmuon_optax.backprop import scan_layers as scan_layers
 from dropmuon_optax.backprop import value_and_grad as value_and_grad
+from dropmuon_optax.counters import count_flops as count_flops
 from dropmuon_optax.counters import count_traced_bytes as count_traced_bytes
 from dropmuon_optax.counters import count_wire_bytes as count_wire_bytes
 from dropmuon_optax.layers import NAME_RULES as NAME_RULES

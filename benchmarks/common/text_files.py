@@ -107,11 +107,17 @@ def decode_gpt2(tokens: Sequence[int]) -> str:
 def find_own() -> Path:
     """The path of a text of one's own, which `DROPMUON_DATA` must have."""
     root = os.environ.get(DATA_VARIABLE)
-    if root and (path := Path(root) / "text" / "input.txt").is_file():
+    path = Path(root or "") / "text" / "input.txt"
+    if root and path.is_file():
         return path
+    if root:
+        raise FileNotFoundError(
+            f"{path} is missing. {DATA_VARIABLE} is set to {root}: put your text "
+            "there, in UTF-8"
+        )
     raise FileNotFoundError(
-        f"text/input.txt is missing: set {DATA_VARIABLE} to a folder that has it; "
-        f"it is {root or 'not set'}"
+        f"text/input.txt is missing: set {DATA_VARIABLE} to a folder that has your "
+        "text there, in UTF-8; it is not set"
     )
 
 

@@ -1,4 +1,4 @@
-"""Bytes on the wire: what one device sends in one call, and where in the program.
+"""What each collective sends, by formula; their sum is a `WireBytes`.
 
 Counted by the algorithms that send least: a ring for the reductions and gathers,
 pairwise for the exchanges. With n devices in a group,

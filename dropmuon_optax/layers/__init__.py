@@ -1,4 +1,8 @@
-"""What a leaf is: its layer, its norm and radius, its view as matrices."""
+"""What a leaf is: its layer, its norm and radius, its view as matrices.
+
+A name that means something stands in `names`, the norm of a role in `geometry`, a view
+in `views`, which compressor a leaf gets in `rules`.
+"""
 
 from dropmuon_optax.layers.by_path import layers_by_path as layers_by_path
 from dropmuon_optax.layers.describe import describe as describe

@@ -44,6 +44,12 @@ def parser_of(name):
     return sys.modules[module.main.__module__].parse
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Folders that options name are made when they are read."""
+    monkeypatch.chdir(tmp_path)
+
+
 def check(text):
     """The number of a text's commands, each of them read."""
     found = commands(text)

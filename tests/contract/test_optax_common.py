@@ -162,7 +162,8 @@ def test_constrained_scion_never_leaves_the_ball(target: str, momentum: float):
 
 @every_optimizer
 def test_injected_hyperparameters_change_nothing(name: str):
-    params = [jnp.full((2, 3), -1.0), jnp.ones((2, 5, 2))]
+    kernel = jnp.ones((2, 5, 2))  # a convolution, by name: three axes alone may be any
+    params = {"dense": jnp.full((2, 3), -1.0), "conv": {"kernel": kernel}}
     grads = jax.tree.map(jnp.negative, params)
     plain = OPTIMIZERS[name](learning_rate=RATE)
     inject = optax.inject_hyperparams(OPTIMIZERS[name])(learning_rate=RATE)

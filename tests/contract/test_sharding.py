@@ -259,7 +259,7 @@ def test_each_device_does_its_share_of_the_oracle(mesh_name: str, spec: P, shape
     tx = dm.scale_by_lmo(lambda tree: [dm.Layer(0, norm) for _ in tree])
 
     def flops(grads: Any) -> tuple[float, Any]:
-        step = jit(lambda g: tx.update(g, optax.EmptyState())[0])
+        step = jit(lambda g: tx.update(g, tx.init(g))[0])
         program = step.lower(grads).compile()
         text = program.as_text()
         assert not between_products(text)[1]
