@@ -80,6 +80,10 @@ def layers_by_path(
     rules, rest = _rules(geometry)
     in_stack = None if stacked is None else _compile("stacked", stacked)
     Stacked(None, None, axis=stacked_axis)  # its checks
+    if stacked is None and stacked_axis != 0:
+        raise ValueError(
+            f"`stacked_axis` must go with `stacked`, got {stacked_axis} without it"
+        )
 
     def layers(params: Any) -> Any:
         check_params(params)

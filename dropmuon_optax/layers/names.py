@@ -60,7 +60,7 @@ NAME_RULES = (
         "MaxText, GPT-NeoX, TransformerLens",
     ),
     NameRule(
-        r"(?:(?!multi|q_|k_|v_|query|key|att)\w+_)?(?:head|classifier)"
+        r"(?:(?!multi|conv|q_|k_|v_|query|key|att)\w+_)?(?:head|classifier)"
         rf"(?:/{_W})?",
         "head",
         "Flax and Equinox models everywhere: head, lm_head, classifier",
@@ -281,5 +281,13 @@ NAME_RULES = (
         "linen's automatic names",
         axes=(2,),
         doubt="may be the output head: automatic names don't tell",
+    ),
+    NameRule(
+        r"^(?:params/)?(?:fc|fc_out|linear_out|out|out_layer|final\w*|readout|to_logits"
+        rf"|scores?|predictions?|decoder|policy|value|actor|critic|q_values)/{_W}",
+        "hidden",
+        "last layers: ResNet's fc, out, readout",
+        axes=(2,),
+        doubt="may be the output head",
     ),
 )

@@ -199,6 +199,12 @@ def masked_by(mask: Any, params: Any) -> Any:
         return jax.tree.map(lambda _: True, params)
     tree = mask(params) if callable(mask) else mask
     check_mask(tree)
+    if isinstance(tree, bool | np.bool_) and not _is_leaf(params):
+        raise ValueError(
+            "`weight_decay_mask` must be a tree of bools or a function of the "
+            f"parameters that returns one, got {tree!r} (`optax.inject_hyperparams` "
+            'calls functions as schedules: give it static_args=("weight_decay_mask",))'
+        )
     try:
         return jax.tree.map(
             lambda keep, part: jax.tree.map(lambda _: bool(keep), part), tree, params
@@ -218,3 +224,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 def _is_complex(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def _is_leaf(tree: Any) -> bool:
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,7 @@ class View(Noun):
         for name in ("fan_in", "fan_out", "split", "batch"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, _whole_numbers(name, value))
         if self.split is not None:
             if not self.split:
                 raise ValueError("`split` must have at least one size, got ()")
@@ -149,6 +151,15 @@ class View(Noun):
         if len(pieces) > 1:
             whole = jnp.concatenate([gathered(piece) for piece in pieces], axis=2)
         return self.from_matrices(whole, shape)
+
+
+def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(number) for number in value)
+    except TypeError:
+        raise ValueError(
+            f"`{name}` must be a tuple of whole numbers, got {value!r}"
+        ) from None
 
 
 SCALAR = View((), ())

@@ -226,3 +226,18 @@ def test_a_mask_holds_bools_and_fits():
     tx = dm.gluon(RATE, LAYERS, weight_decay=DECAY, weight_decay_mask=lambda p: 1)
     with pytest.raises(ValueError, match=r"must be a tree of bools.*got 1"):
         tx.init(weights())
+
+
+def test_a_function_that_was_called_as_a_schedule_is_refused():
+    params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    mask = lambda tree: jax.tree.map(lambda x: jnp.ndim(x) > 1, tree)  # noqa: E731
+    inject = optax.inject_hyperparams(dm.muon)
+    with pytest.raises(ValueError, match=r"static_args=\(.weight_decay_mask.,\)"):
+        inject(0.1, weight_decay=0.5, weight_decay_mask=mask).init(params)
+    static = optax.inject_hyperparams(dm.muon, static_args=("weight_decay_mask",))
+    for make in (static, dm.muon):
+        tx = make(0.1, weight_decay=0.5, weight_decay_mask=mask)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+        assert not updates["bias"].any()

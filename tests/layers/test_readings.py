@@ -293,3 +293,16 @@ def test_without_entries_axes_need_no_telling(shape):
         assert updates["extra"]["kernel"].shape == shape
     with pytest.raises(ValueError, match="must be told by name or shape"):
         dm.muon(0.1).init({"extra": {"kernel": jnp.zeros((1, 8, 4))}})
+
+
+@pytest.mark.parametrize("name", ["fc", "out", "readout", "to_logits", "final_dense"])
+def test_what_may_be_an_output_head_is_a_guess(name):
+    for path in (f"{name}/kernel", f"params/{name}/kernel"):
+        reading = read(path, (512, 10))
+        assert (reading.role, reading.evidence) == ("hidden", "guess")
+    assert read(f"block_3/{name}/kernel", (512, 512)).evidence != "guess"
+
+
+def test_a_convolution_before_the_head_is_one():
+    assert read("conv_head/kernel", (1, 1, 64, 256)).role == "conv"
+    assert read("lm_head/kernel", (64, 256)).role == "head"

@@ -199,3 +199,8 @@ def test_what_linen_scans_along_axis_1():
     dense = lambda p, h: h @ p["kernel"] + p["bias"][None]  # noqa: E731
     ours = dm.scan_layers(dense, params["Dense_0"], h, axis=1)
     assert_close(ours, scan().apply({"params": params}, h, None)[0])
+
+
+def test_an_axis_goes_with_what_is_stacked():
+    with pytest.raises(ValueError, match="`stacked_axis` must go with `stacked`"):
+        dm.layers_by_path(None, stacked_axis=1)

@@ -131,3 +131,10 @@ def test_sizes_that_do_not_add_up_are_refused_by_name():
 def test_views_that_do_not_fit_are_refused(view, ndim):
     with pytest.raises(ValueError, match="`view` must name"):
         view.matrix_shape((3,) * ndim)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("axes", [0, (0.0,), ("a",)], ids=repr)
+def test_axes_are_whole_numbers(axes):
+    with pytest.raises(ValueError, match="`fan_in` must be a tuple of whole numbers"):
+        View(axes, (1,))

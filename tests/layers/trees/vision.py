@@ -91,7 +91,7 @@ layer1/layers/0/conv1/kernel        3,3,64,64   conv(3,3)  1x576x64
 layer1/layers/0/bn1/{scale,bias}    64          vector     1x1x64
 layer1/layers/0/bn1/{mean,var}      64          statistic  1x1x64
 layer2/layers/0/downsample/layers/0/kernel  1,1,64,128  conv(1,1)  1x64x128
-fc/kernel                           512,1000    hidden     1x512x1000
+fc/kernel                           512,1000    hidden?    1x512x1000
 """
 
 RESNET_EQUINOX = """
@@ -99,7 +99,7 @@ conv1/weight                        64,3,7,7    conv(7,7)  1x147x64
 bn1/{weight,bias}                   64          vector     1x1x64
 layer1/layers/0/conv1/weight        64,64,3,3   conv(3,3)  1x576x64
 layer2/layers/0/downsample/layers/0/weight  128,64,1,1  conv(1,1)  1x64x128
-fc/weight                           1000,512    hidden     1x512x1000
+fc/weight                           1000,512    hidden?    1x512x1000
 """
 
 # Depthwise by name, by guess, and the first layer over one channel.
