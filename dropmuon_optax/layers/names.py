@@ -48,9 +48,9 @@ NAME_RULES = (
         "norms of Equinox, and of Llama in Flax",
     ),
     NameRule(
-        "A_log|log_A",
+        "A_log|log_A|time_(?:decay|faaaa|first)|log_std",
         "vector",
-        "Mamba: (channels, states), entry by entry",
+        "Mamba, RWKV, policies: (channels, states), entry by entry",
         ("CN: →CN", "HCN: →HCN"),
     ),
     # Heads, before embeddings, whose words `unembed` and `embed_out` share.
@@ -102,7 +102,7 @@ NAME_RULES = (
     ),
     NameRule(
         r"(?:abs\w*_)?pos(?:ition(?:al)?|itions)?(?:_enc\w*|_table)?"
-        r"|cls|(?:\w+_)?tokens?|probe|latents|quer(?:ies|y_embed)|prompts?",
+        r"|cls|(?:\w+_)?tokens?|registers|slots|probe|latents|quer(?:ies|y_embed)|prompts?",
         "embedding",
         "ViT, DETR, Perceiver: positions and learned tokens",
     ),

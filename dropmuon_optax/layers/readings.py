@@ -13,6 +13,8 @@ from dropmuon_optax.nouns import Noun
 
 # A kernel's extents in space are at most this: patches of 32 are the largest in use.
 MAX_EXTENT = 32
+MAX_UNNAMED_EXTENT = 11  # without a name that says so, unless it reads an image
+MAX_IMAGE_CHANNELS = 4
 
 # Depthwise kernels have as many output channels as the layer before; first layers over
 # images of one channel rarely have more than 32.
@@ -75,7 +77,11 @@ def read(path: str, shape: tuple[int, ...], *, attribute: bool = False) -> Readi
     first = _fan_out_first(key)
     small = shape[2:] if first else shape[:-2]
     if path.rpartition("/")[2] in ("kernel", "weight") and _is_spatial(small):
-        return _convolution(key, "shape", "small extents where kernels have them")
+        channels = shape[1] if first else shape[-2]
+        if max(small) <= MAX_UNNAMED_EXTENT or channels <= MAX_IMAGE_CHANNELS:
+            return _convolution(key, "shape", "small extents where kernels have them")
+        why = "extents too large for most kernels: may be matrices at every place"
+        return _convolution(key, "guess", why)
     if 0 in shape:  # nothing depends on what the axes are
         return Reading("hidden", _last(key), "shape", "no entries")
     return Reading(
@@ -88,6 +94,8 @@ def _by_rule(key: Key, rule: NameRule, view: View | None) -> Reading:
     evidence = "guess" if rule.doubt else "name"
     if rule.role == "conv":
         return _convolution(key, evidence, why)
+    if view and rule.role == "hidden" and _may_be_squares(key.shape, view):
+        evidence, why = "guess", "may be a stack of square matrices, by its sides"
     if rule.role == "vector":
         return Reading("vector", view or VECTOR, evidence, why)
     if rule.role == "embedding":
@@ -99,6 +107,12 @@ def _by_rule(key: Key, rule: NameRule, view: View | None) -> Reading:
             evidence, why = matrix.evidence, matrix.why
         return Reading(rule.role, matrix.view, evidence, why)
     return Reading(rule.role, view or _last(key), evidence, why)
+
+
+def _may_be_squares(shape: tuple[int, ...], view: View) -> bool:
+    """Whether what a view takes for one matrix of three axes may be many of two."""
+    flat = len(view.fan_in) + len(view.fan_out) == len(shape) == 3
+    return flat and shape[1] == shape[2]
 
 
 def _matrix(key: Key) -> Reading:

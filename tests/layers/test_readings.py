@@ -306,3 +306,22 @@ def test_what_may_be_an_output_head_is_a_guess(name):
 def test_a_convolution_before_the_head_is_one():
     assert read("conv_head/kernel", (1, 1, 64, 256)).role == "conv"
     assert read("lm_head/kernel", (64, 256)).role == "head"
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "role", "evidence"),
+    [
+        ("x/q_proj/kernel", (24, 16, 16), "hidden", "guess"),  # 24 scanned matrices?
+        ("x/q_proj/kernel", (256, 16, 8), "hidden", "name"),
+        ("x/to_out/kernel", (8, 64, 64), "hidden", "guess"),
+        ("local/kernel", (32, 32, 144, 4), "conv", "guess"),  # linen's ConvLocal
+        ("embedding/kernel", (16, 16, 3, 64), "conv", "shape"),
+        ("time_decay", (8, 64), "vector", "name"),
+        ("log_std", (1, 4), "vector", "name"),
+        ("registers", (4, 64), "embedding", "name"),
+        ("slots", (7, 64), "embedding", "name"),
+    ],
+)
+def test_what_else_a_shape_may_mean(path, shape, role, evidence):
+    reading = read(path, shape)
+    assert (reading.role, reading.evidence) == (role, evidence)
