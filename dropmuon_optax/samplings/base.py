@@ -144,7 +144,19 @@ class Sampling(Noun, abc.ABC):
             table = jnp.asarray(table, jnp.result_type(float))
         else:
             count = np.asarray(count)
-        return table[self.row(num_layers, count)]
+        return table[self._checked_row(num_layers, count, len(table))]
+
+    def _checked_row(self, num_layers: int, count: Any, num_rows: int) -> Any:
+        """`row`, refused where it is none of the table's; a traced one can't be."""
+        row = self.row(num_layers, count)
+        if isinstance(row, jax.Array):
+            return row
+        if np.any((np.asarray(row) < 0) | (np.asarray(row) >= num_rows)):
+            raise ValueError(
+                f"`row` of {self!r} must be one of the {num_rows} rows of its `table` "
+                f"at every step, got {np.max(row)} up to step {np.max(count)}"
+            )
+        return row
 
     def can_be_empty(self, num_layers: int) -> bool:
         """Whether there are steps at which no layer may move."""
@@ -175,7 +187,7 @@ class Sampling(Noun, abc.ABC):
         """
         xp = words.__array_namespace__()
         thresholds = _thresholds(self._checked(num_layers))
-        row = self.row(num_layers, count)
+        row = self._checked_row(num_layers, count, len(thresholds))
         certain = xp.asarray(thresholds == _CERTAIN)[row]
         below = xp.asarray(np.minimum(thresholds, _CERTAIN - 1).astype(np.uint32))[row]
         return (words < below) | certain

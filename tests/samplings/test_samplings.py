@@ -444,3 +444,16 @@ def test_what_is_no_table_is_refused(rows, message, key):
     ):
         with pytest.raises(ValueError, match=message):
             use()
+
+
+def test_a_row_beyond_the_table_is_refused(key):
+    class Counting(Own):
+        def row(self, num_layers, count):
+            return count
+
+    own = Counting([[0.5, 1.0], [1.0, 1.0]])
+    assert own.marginals(2, 1).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"`row` of Own\(\) must be one of the 2 rows"):
+        own.marginals(2, 2)
+    with pytest.raises(ValueError, match="must be one of the 2 rows"):
+        active_layers(own, 2, key, 0)  # of a block of steps
