@@ -168,7 +168,8 @@ def test_the_state_of_other_compressors_of_owners():
 def test_the_state_of_another_mask():
     decay = {"weight_decay": 0.5}
     made = ef21(num_workers=2, **decay)
-    used = ef21(num_workers=2, weight_decay_mask=False, **decay)
+    mask = jax.tree.map(lambda _: False, PARAMS)
+    used = ef21(num_workers=2, weight_decay_mask=mask, **decay)
     state = made.init(PARAMS)
     state = state._replace(
         G_j=jax.tree.map(lambda x: x[0], state.G_j),
