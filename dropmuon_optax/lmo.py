@@ -29,7 +29,8 @@ from dropmuon_optax.norms import Norm, unscaled
 # stack, its steps and what is between them take some four times as much memory. On a
 # CPU of two cores 2 MB were best: at width 256 an update took 0.96 of its time with
 # stacks of 256 KB and 0.90 of that with 64 MB, with 48 blocks of width 64 0.76 of that
-# with 256 KB (jax 0.12). Equal parts compile once. Elsewhere a stack fills the device.
+# with 256 KB (jax 0.12, single runs of the benchmark `oracle`, lines not kept). Equal
+# parts compile once. Elsewhere a stack fills the device.
 MAX_STACK_BYTES = {"cpu": 2**21}
 MAX_STACK_BYTES_ELSEWHERE = 2**26
 

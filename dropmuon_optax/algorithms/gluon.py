@@ -26,7 +26,6 @@ from jaxtyping import Array
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.layers.geometry import ball_geometry, scion_geometry
-from dropmuon_optax.layers.modules import check_params
 from dropmuon_optax.layers.trees import check_mask, checked, masked_by
 from dropmuon_optax.lmo import CountState, first_count, scale_by_lmo
 
@@ -163,7 +162,6 @@ def scale_by_momentum(
     dtype = checks.float_dtype("momentum_dtype", momentum_dtype)
 
     def init(params: Any) -> MomentumState:
-        check_params(params)
         zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
         return MomentumState(jnp.zeros((), jnp.int32), zeros)
 
