@@ -56,8 +56,9 @@ def consistent_rms(rms: float = 0.2, inner: Norm = Spectral()) -> Scaled:  # noq
       ValueError: if `rms` is not positive.
 
     >>> import jax.numpy as jnp
-    >>> consistent_rms(0.5).lmo(jnp.ones((1, 4))).round(2).tolist()  # √4/√4 · 0.5
-    [[-0.35, -0.35, -0.35, -0.35]]
+    >>> exact = Spectral(num_steps=None)
+    >>> consistent_rms(0.5, exact).lmo(jnp.ones((1, 4))).tolist()
+    [[-0.5, -0.5, -0.5, -0.5]]
 
     References:
       Liu et al., Muon is Scalable for LLM Training, arXiv:2502.16982;
