@@ -35,9 +35,8 @@ def run(family: Family, output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *family.tests]
-        subprocess.run(
-            [*command, f"--junitxml={results}"], cwd=record.REPOSITORY, check=False
-        )
+        command += ["-o", "junit_family=xunit1", f"--junitxml={results}"]
+        subprocess.run(command, cwd=record.REPOSITORY, check=False)
         outcomes = outcomes_of(results.read_text())
     by = " ".join(family.tests)
     report.append(
