@@ -33,10 +33,10 @@ IMAGE_SHAPES = {
     "fashion_mnist": (28, 28, 1),
     "cifar10": (32, 32, 3),
 }
+IN_A_ROW = 8  # steps of a turn: the first finds the caches full of another's arrays
+QUARTILES = ("median", "first", "third")
 LINES = "drop_muon_step_costs.jsonl"
-KEPT_BATCH = 256  # samples at once, where outputs are kept
-# `dm.cache_features` runs its first batch twice more, to see that it may be kept.
-CHECKED_SAMPLES = 2 * KEPT_BATCH
+KEPT_BATCH = 64  # samples at once, where outputs are kept
 
 
 class Network(NamedTuple):
@@ -130,28 +130,32 @@ def prefix(network: Network, stop: int) -> Any:
 
 
 def steps_of(network: Network, kind: Kind) -> Any:
-    """A step that `timing.time_paired` can repeat, each on samples drawn anew."""
+    """Steps in a row, which `timing.time_paired` can repeat, on samples drawn anew."""
     x, y = batch(network, kind, 64 * kind.batch_size)
     params, rng = first_params(network, 0), np.random.default_rng(0)
     carried = list(timing.copied((params, init_state(kind, params))))
     rates, call = np.full(NUM_LAYERS, 0.01, np.float32), program(network, kind).call
 
     def step():
-        chosen = rng.integers(len(x), size=kind.batch_size)
-        *carried[:], loss = call(*carried, rates, x[chosen], y[chosen])
+        loss = None
+        for _ in range(IN_A_ROW):
+            chosen = rng.integers(len(x), size=kind.batch_size)
+            *carried[:], loss = call(*carried, rates, x[chosen], y[chosen])
         return carried, loss
 
     return step
 
 
 def keeping(network: Network, stop: int) -> Any:
-    """Keeps the outputs of a batch, as `dm.cache_features` does."""
-    x, _ = batch(network, Kind(None), KEPT_BATCH)
+    """Keeps the outputs of batches, as `dm.cache_features` does."""
+    x, _ = batch(network, Kind(None), IN_A_ROW * KEPT_BATCH)
     params, call = first_params(network, 0), jax.jit(prefix(network, stop))
     kept = np.empty(jax.eval_shape(call, params, x).shape, np.float32)
 
     def keep():
-        kept[:] = np.asarray(call(params, x))
+        for start in range(0, len(x), KEPT_BATCH):
+            part = slice(start, start + KEPT_BATCH)
+            kept[part] = np.asarray(call(params, x[part]))
         return kept
 
     return keep
@@ -164,11 +168,12 @@ def measure(network: Network, num_rounds: int) -> dict[str, Any]:
     stops = sorted({kind.start for kind in needed} - {0})
     calls |= {f"keep {stop}": keeping(network, stop) for stop in stops}
     times, _ = timing.time_paired(calls, num_runs=num_rounds)
+    times = {name: per_step(measured) for name, measured in times.items()}
     params, (x, _) = first_params(network, 0), batch(network, Kind(None), KEPT_BATCH)
     steps = [
         {
             **kind._asdict(),
-            "step_time_s": times[str(kind)]._asdict(),
+            "step_time_s": times[str(kind)],
             "num_flops_per_step": program(network, kind).num_flops,
             "compile_time_s": program(network, kind).compile_time_s,
             "peak_memory_bytes": program(network, kind).peak_memory_bytes,
@@ -179,13 +184,19 @@ def measure(network: Network, num_rounds: int) -> dict[str, Any]:
         {
             "num_layers_kept": stop,
             "batch_size": KEPT_BATCH,
-            "keeping_time_s": times[f"keep {stop}"]._asdict(),
+            "keeping_time_s": times[f"keep {stop}"],
             "num_flops": dm.count_flops(prefix(network, stop), params, x),
             "num_bytes": jax.eval_shape(prefix(network, stop), params, x).size * 4,
         }
         for stop in stops
     ]
     return {"steps": steps, "kept": kept}
+
+
+def per_step(measured: timing.Quartiles) -> dict[str, float]:
+    """Of one step or batch, from those of a turn."""
+    seconds = {name: getattr(measured, name) / IN_A_ROW for name in QUARTILES}
+    return {**seconds, "num_runs": measured.num_runs}
 
 
 def costs(entry: dict[str, Any], unit: str) -> Costs:
@@ -197,13 +208,13 @@ def costs(entry: dict[str, Any], unit: str) -> Costs:
 
     step, kept = {}, {}
     for found in entry["steps"]:
-        active = found["active"] and tuple(found["active"])
+        active = None if found["active"] is None else tuple(found["active"])
         kind = Kind(active, *(found[name] for name in Kind._fields[1:]))
         step[kind] = of(found, "step_time_s", "num_flops_per_step", 1.0)
     for found in entry["kept"]:
         whole = of(found, "keeping_time_s", "num_flops", 0.0)
         kept[found["num_layers_kept"]] = whole / found["batch_size"]
-    return Costs(step, kept)
+    return Costs(step, kept, 2 * KEPT_BATCH)
 
 
 def table(entry: dict[str, Any]) -> str:
@@ -284,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=30)
     options: argparse.Namespace = parser.parse_args(arguments)
     shape = IMAGE_SHAPES[options.data]
-    entry = {
+    entry: dict[str, Any] = {
         "benchmark": "drop_muon_step_costs",
         "model": options.model,
         "image_shape": shape,

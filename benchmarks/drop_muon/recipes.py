@@ -76,6 +76,12 @@ class Costs(NamedTuple):
 
     step: dict[Kind, float]
     kept_sample: dict[int, float]  # number of settled layers -> of one sample
+    # `dm.cache_features` runs its first batch twice more, to see that it may be kept.
+    num_checked: int
+
+    def of_keeping(self, num_layers: int, num_samples: int) -> float:
+        """What it costs to keep the outputs of so many layers and samples."""
+        return (num_samples + self.num_checked) * self.kept_sample[num_layers]
 
 
 class Part(NamedTuple):
@@ -137,10 +143,11 @@ def plan(
             kind = kind_of(method, stage.sampling.always(NUM_LAYERS), settled)
             per_sample = stage.passes * costs.step[kind] / method.batch_size
             per_sample += costs.kept_sample[settled]
-            num_kept = int((end - spent) / per_sample)
+            checked = costs.of_keeping(settled, 0)
+            num_kept = int((end - spent - checked) / per_sample)
             num_kept = min(max(num_kept, method.batch_size), num_samples)
             num_kept -= num_kept % method.batch_size
-            spent += num_kept * costs.kept_sample[settled]
+            spent += costs.of_keeping(settled, num_kept)
         part = Part(step, [], num_kept)
         for count in itertools.count(step):
             active = dm.active_layers(stage.sampling, NUM_LAYERS, key, count)
@@ -168,5 +175,5 @@ def cost(plan: Plan, costs: Costs) -> float:
     for part in plan.parts:
         total += sum(costs.step[kind] for kind in part.kinds)
         if part.num_kept:
-            total += part.num_kept * costs.kept_sample[part.kinds[0].start]
+            total += costs.of_keeping(part.kinds[0].start, part.num_kept)
     return total
