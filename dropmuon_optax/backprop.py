@@ -163,6 +163,7 @@ def scan_layers(
     present: Sequence[bool] | None = None,
     *,
     axis: int = 0,
+    frozen: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """Runs `h` through a stack of equal layers; backpropagation sees those that move.
 
@@ -183,6 +184,8 @@ def scan_layers(
         residual path, h + branch(h), make sense without their neighbors.
       axis: the axis over layers. Others than the leading one are moved there first,
         which copies the parameters.
+      frozen: what is run in place of `block` for layers that don't move, such as
+        `drop_backward(block)`; None is `block`.
 
     Returns:
       The output of the last layer that is present.
@@ -231,7 +234,8 @@ def scan_layers(
             run = jax.tree.map(lambda x, a=start, b=stop: x[a:b], run)
         if not moves:
             run = jax.lax.stop_gradient(run)
-        h, _ = jax.lax.scan(lambda h, params: (block(params, h), None), h, run)
+        chosen = block if moves or frozen is None else frozen
+        h, _ = jax.lax.scan(lambda h, params, f=chosen: (f(params, h), None), h, run)
     return h
 
 
