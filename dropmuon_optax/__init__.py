@@ -12,6 +12,7 @@ from dropmuon_optax import linalg as linalg
 from dropmuon_optax import norms as norms
 from dropmuon_optax import samplings as samplings
 from dropmuon_optax.algorithms.drop_layers import drop_layers as drop_layers
+from dropmuon_optax.algorithms.drop_layers import zero_outputs as zero_outputs
 from dropmuon_optax.algorithms.drop_muon import drop_muon as drop_muon
 from dropmuon_optax.algorithms.ef21 import ef21 as ef21
 from dropmuon_optax.algorithms.ef21_muon import ef21_muon as ef21_muon
@@ -30,6 +31,7 @@ from dropmuon_optax.algorithms.gluon import scale_by_momentum as scale_by_moment
 from dropmuon_optax.algorithms.muon import muon as muon
 from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
 from dropmuon_optax.algorithms.scion import scion as scion
+from dropmuon_optax.backprop import drop_backward as drop_backward
 from dropmuon_optax.backprop import scan_layers as scan_layers
 from dropmuon_optax.backprop import value_and_grad as value_and_grad
 from dropmuon_optax.counters import count_flops as count_flops
@@ -43,11 +45,9 @@ from dropmuon_optax.layers import View as View
 from dropmuon_optax.layers import ball_geometry as ball_geometry
 from dropmuon_optax.layers import count_layers as count_layers
 from dropmuon_optax.layers import describe as describe
-from dropmuon_optax.layers import drop_backward as drop_backward
 from dropmuon_optax.layers import layers_by_path as layers_by_path
 from dropmuon_optax.layers import muon_geometry as muon_geometry
 from dropmuon_optax.layers import scion_geometry as scion_geometry
-from dropmuon_optax.layers import zero_outputs as zero_outputs
 from dropmuon_optax.lmo import scale_by_lmo as scale_by_lmo
 from dropmuon_optax.samplings import active_layers as active_layers
 from dropmuon_optax.samplings import present_layers as present_layers

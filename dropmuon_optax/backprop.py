@@ -239,6 +239,43 @@ def scan_layers(
     return h
 
 
+def drop_backward(block: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A residual block that is run, and whose branch no gradient enters.
+
+    Its value is the block's; the gradient of its output goes to its input as if it were
+    the identity, and its parameters get none. So the backward pass skips it, and layers
+    below move on, by a gradient that lacks what comes through the branch. The rule is
+    DropBP's, which draws at random whose branches are dropped.
+
+    Args:
+      block: a function (one layer's parameters, h) -> h + branch, laid out as h is.
+
+    Returns:
+      A function (parameters, h) -> h, to be run in the block's place where a layer
+      doesn't move, by `scan_layers(…, frozen=…)` or a loop.
+
+    Examples:
+      >>> dropped = drop_backward(lambda w, h: h + w * h**2)
+      >>> print(dropped(3.0, 1.0), *jax.grad(dropped, argnums=(0, 1))(3.0, 1.0))
+      4.0 0.0 1.0
+
+    References:
+      Woo et al., DropBP, arXiv:2402.17812.
+    """
+    stop = jax.lax.stop_gradient
+    return lambda params, h: _passing(block(stop(params), stop(h)), h)
+
+
+@jax.custom_jvp
+def _passing(value: Any, h: Any) -> Any:
+    """`value`, with the derivative of `h`."""
+    del h
+    return value
+
+
+_passing.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
+
+
 def _length(stacked_params: Any, axis: int) -> int:
     """How many layers lie along an axis."""
     flat, _ = jax.tree_util.tree_flatten_with_path(stacked_params)

@@ -258,11 +258,13 @@ def layers(
     scanned: bool = False,
     radius: float = HIDDEN_RADIUS,
     sign_radius: float = SIGN_RADIUS,
+    norm: dm.norms.Norm | None = None,
 ):
     """Every leaf in the norms of Scion's and Gluon's language models.
 
     Matrices √(n_out/n_in)·spectral; the embedding and the head sign/n_in with n_in the
-    width C of both. `scanned` is for `nanogpt_scan`.
+    width C of both. `scanned` is for `nanogpt_scan`, `norm` another one of the blocks'
+    matrices.
     """
     sign, by_width = dm.norms.scion_sign(), dm.View((1,), (0,))
     head = [] if config_of(size).tied else ["head"]
@@ -271,7 +273,7 @@ def layers(
         geometry=[
             ("embed", sign, sign_radius, by_width),
             *((name, sign, sign_radius) for name in head),
-            ("kernel", dm.norms.scion_spectral(), radius),
+            ("kernel", norm or dm.norms.scion_spectral(), radius),
         ],
         stacked="blocks" if scanned else None,
     )

@@ -4,6 +4,7 @@
 what doesn't move is not in the program, or drawn inside, behind conditionals.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool
 
 from dropmuon_optax import checks
 from dropmuon_optax.layers import LayersFn
+from dropmuon_optax.layers.leaves import join
 from dropmuon_optax.layers.parts import (
     Active,
     Owners,
@@ -243,3 +245,55 @@ def _sampled_step(
         own = {path: part for path, part in owners.items() if path not in shared}
         state = widen_state(state, moved.state, own)
     return _Result(updates, state)
+
+
+def zero_outputs(params: Any, layers: LayersFn, present: Any, outputs: str) -> Any:
+    """The parameters with the outputs of layers that are absent at first set to zero.
+
+    A block whose branch ends in a matrix of zeros is the identity, h + 0: a layer that
+    is absent (see `samplings.Grown`) enters later without a jump of the loss, and moves
+    from there, for the gradient of that matrix is not zero.
+
+    Args:
+      params: the parameters.
+      layers: a function from the parameters to a tree of `Layer`s with indices.
+      present: b bools, the layers that are there from the beginning, such as
+        `present_layers(sampling, b, key, 0)`.
+      outputs: a regular expression that is found in the paths of what each residual
+        branch ends in, its bias too if it has one that isn't zero. A block of
+        attention and a perceptron has two such matrices.
+
+    Returns:
+      The same tree, zeros in the leaves (of stacked ones, in the rows) that `outputs`
+      names of layers that aren't present.
+
+    Raises:
+      ValueError: if `present` isn't a tuple of b bools, a leaf's layer has no index, or
+        there is a layer, neither present nor with a leaf that `outputs` names.
+
+    Examples:
+      >>> from dropmuon_optax.layers.by_path import layers_by_path
+      >>> block = {"up": jnp.ones((2, 1, 1)), "down": jnp.ones((2, 1, 1))}
+      >>> params = {"embed": jnp.ones(1), "blocks": block}
+      >>> layers = layers_by_path(order=["embed", "blocks"], stacked="blocks")
+      >>> found = zero_outputs(params, layers, (True, True, False), "down")
+      >>> print(found["blocks"]["up"].ravel(), found["blocks"]["down"].ravel())
+      [1. 1.] [1. 0.]
+    """
+    placed, pattern = place(layers, params), re.compile(outputs)
+    present = check_active(present, placed.num_layers)
+    absent, found = [not here for here in present], []
+    missing = {i for i, out in enumerate(absent) if out}
+    leaves, parts = join(layers, params), placed.parts(absent)
+    for leaf, part, indices in zip(leaves, parts, placed.indices, strict=True):
+        x = leaf.value
+        if part.any and pattern.search(leaf.path):
+            missing -= set(indices)
+            x = jnp.where(part.mask(x.ndim), jnp.zeros_like(x), x)
+        found.append(x)
+    if missing:
+        raise ValueError(
+            "`outputs` must be found in the path of a leaf of every layer that isn't "
+            f"present, got {outputs!r}, found in none of layers {sorted(missing)}"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), found)

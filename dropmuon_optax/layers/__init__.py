@@ -18,6 +18,4 @@ from dropmuon_optax.layers.leaves import count_layers as count_layers
 from dropmuon_optax.layers.names import NAME_RULES as NAME_RULES
 from dropmuon_optax.layers.readings import Reading as Reading
 from dropmuon_optax.layers.readings import read as read
-from dropmuon_optax.layers.residual import drop_backward as drop_backward
-from dropmuon_optax.layers.residual import zero_outputs as zero_outputs
 from dropmuon_optax.layers.views import View as View
