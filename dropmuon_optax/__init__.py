@@ -11,7 +11,8 @@ from dropmuon_optax import compressors as compressors
 from dropmuon_optax import linalg as linalg
 from dropmuon_optax import norms as norms
 from dropmuon_optax import samplings as samplings
-from dropmuon_optax.algorithms.drop_muon import drop_layers as drop_layers
+from dropmuon_optax.algorithms.drop_layers import drop_layers as drop_layers
+from dropmuon_optax.algorithms.drop_layers import zero_outputs as zero_outputs
 from dropmuon_optax.algorithms.drop_muon import drop_muon as drop_muon
 from dropmuon_optax.algorithms.ef21 import ef21 as ef21
 from dropmuon_optax.algorithms.ef21_muon import ef21_muon as ef21_muon
@@ -31,6 +32,7 @@ from dropmuon_optax.algorithms.muon import muon as muon
 from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
 from dropmuon_optax.algorithms.scion import scion as scion
 from dropmuon_optax.backprop import cache_features as cache_features
+from dropmuon_optax.backprop import drop_backward as drop_backward
 from dropmuon_optax.backprop import scan_layers as scan_layers
 from dropmuon_optax.backprop import value_and_grad as value_and_grad
 from dropmuon_optax.counters import count_flops as count_flops

@@ -39,34 +39,47 @@ def peak_flops(device: Any) -> float | None:
 
 
 def model_flops(
-    config: Config, length: int, active: Sequence[bool] | None = None
+    config: Config,
+    length: int,
+    active: Sequence[bool] | None = None,
+    present: Sequence[bool] | None = None,
+    around: bool = False,
 ) -> float:
     """Of the forward and the backward pass, per token.
 
-    A layer's forward pass costs 2 for each weight in a product, and attention's
-    2·2TC. Its backward pass costs as much again for the gradient of its weights, if it
-    moves, and of its input, if it or a layer below moves. With all layers active that
-    is 6 for each weight and 12LTC, but for the embedding, which is no product.
+    A layer that is absent costs nothing. Another's forward pass costs 2 for each weight
+    in a product, and attention's 2·2TC. Its backward pass costs as much again for the
+    gradient of its weights, if it moves, and of its input, if it or a layer below
+    moves. With all layers active that is 6 for each weight and 12LTC, but for the
+    embedding, which is no product.
 
     Args:
         config: The size.
         length: T, of the context.
-        active: Which layers of `layer_order` move; None is all.
+        active: Which layers of `layer_order` move; None is all that are present.
+        present: Which are run; None is all.
+        around: Whether backpropagation goes around blocks that don't move.
     """
     c, v = config.width, config.vocab_size
     block = (4 + 2 * EXPANSION) * c * c
     weights = [0, *[block] * config.num_layers, c * v]  # embedding, blocks, head
     attention = [0, *[2 * length * c] * config.num_layers, 0]
-    moves = list(active or [True] * len(layer_order(config)))
+    here = list(present or [True] * len(layer_order(config)))
+    moves = list(active or here)
     if config.tied:
         moves.append(moves[0])
+        here.append(True)
     total = 0
     for i, (products, scores) in enumerate(zip(weights, attention, strict=True)):
+        if not here[i]:
+            continue
         total += 2 * (products + scores)
         total += 2 * products if moves[i] else 0
         # The head is one product; a block that moves needs gradients inside itself.
         below = i if i == len(weights) - 1 else i + 1
-        total += 2 * products + 4 * scores if any(moves[:below]) else 0
+        skipped = around and not moves[i] and 0 < i < len(weights) - 1
+        if any(moves[:below]) and not skipped:
+            total += 2 * products + 4 * scores
     return float(total)
 
 

@@ -18,6 +18,7 @@ def scan_layers(
     present: Sequence[bool] | None = None,
     *,
     axis: int = 0,
+    frozen: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """Runs `h` through a stack of equal layers; backpropagation sees those that move.
 
@@ -38,6 +39,8 @@ def scan_layers(
         residual path, h + branch(h), make sense without their neighbors.
       axis: the axis over layers. Others than the leading one are moved there first,
         which copies the parameters.
+      frozen: what is run in place of `block` for layers that don't move, such as
+        `drop_backward(block)`; None is `block`.
 
     Returns:
       The output of the last layer that is present.
@@ -87,8 +90,46 @@ def scan_layers(
             run = jax.tree.map(lambda x, a=start, b=stop: x[a:b], run)
         if not moves:
             run = jax.lax.stop_gradient(run)
-        h, _ = jax.lax.scan(lambda h, params: (block(params, h), None), h, run)
+        chosen = block if moves or frozen is None else frozen
+        h, _ = jax.lax.scan(lambda h, params, f=chosen: (f(params, h), None), h, run)
     return h
+
+
+def drop_backward(block: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A residual block that is run, and whose branch no gradient enters.
+
+    Its value is the block's; the gradient of its output goes to its input as if it were
+    the identity, and its parameters get none. So the backward pass skips it, and layers
+    below move on, by a gradient that lacks what comes through the branch. The rule is
+    DropBP's, which draws at random whose branches are dropped.
+
+    Args:
+      block: a function (one layer's parameters, h) -> h + branch, laid out as h is.
+
+    Returns:
+      A function (parameters, h) -> h, to be run in the block's place where a layer
+      doesn't move, by `scan_layers(…, frozen=…)` or a loop.
+
+    Examples:
+      >>> dropped = drop_backward(lambda w, h: h + w * h**2)
+      >>> print(dropped(3.0, 1.0), *jax.grad(dropped, argnums=(0, 1))(3.0, 1.0))
+      4.0 0.0 1.0
+
+    References:
+      Woo et al., DropBP, arXiv:2402.17812.
+    """
+    stop = jax.lax.stop_gradient
+    return lambda params, h: _passing(block(stop(params), stop(h)), h)
+
+
+@jax.custom_jvp
+def _passing(value: Any, h: Any) -> Any:
+    """`value`, with the derivative of `h`."""
+    del h
+    return value
+
+
+_passing.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
 
 
 def _length(stacked_params: Any, axis: int) -> int:

@@ -9,6 +9,7 @@ from dropmuon_optax.samplings.host import active_layers as active_layers
 from dropmuon_optax.samplings.host import present_layers as present_layers
 from dropmuon_optax.samplings.independent import Independent as Independent
 from dropmuon_optax.samplings.nice import Nice as Nice
+from dropmuon_optax.samplings.periodic import Periodic as Periodic
 from dropmuon_optax.samplings.progressive import Progressive as Progressive
 from dropmuon_optax.samplings.round_robin import RoundRobin as RoundRobin
 from dropmuon_optax.samplings.staged import Staged as Staged
