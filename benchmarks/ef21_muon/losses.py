@@ -91,9 +91,9 @@ def check(options: Any) -> None:
         )
 
 
-def build(plan: Plan, name: str) -> Task:
-    """Compiles the step and the evaluation of a pair."""
-    corpus = text.load("shakespeare")
+def build(plan: Plan, name: str, corpus: text.Corpus | None = None) -> Task:
+    """Compiles the step and the evaluation of a pair; on Shakespeare unless told."""
+    corpus = text.load("shakespeare") if corpus is None else corpus
     config = config_of(plan, corpus.vocab_size)
     apply, params = nanogpt.build(config, seed=0)
 

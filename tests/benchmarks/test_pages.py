@@ -31,6 +31,7 @@ PAGES = {
     "benchmarks/language/README.md": (8, 2),
     "benchmarks/smoothness/README.md": (0, 4),
     "benchmarks/oracle/README.md": (16, 1),
+    "benchmarks/accelerator/README.md": (0, 0),
 }
 
 # What prints the tables of a file of result lines.
