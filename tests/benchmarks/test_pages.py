@@ -33,6 +33,7 @@ PAGES = {
     "benchmarks/smoothness/README.md": (0, 4),
     "benchmarks/oracle/README.md": (16, 1),
     "benchmarks/trust/README.md": (0, 1),
+    "benchmarks/accelerator/README.md": (0, 0),
 }
 
 # What prints the tables of a file of result lines.
