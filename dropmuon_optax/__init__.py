@@ -31,6 +31,7 @@ from dropmuon_optax.algorithms.gluon import scale_by_momentum as scale_by_moment
 from dropmuon_optax.algorithms.muon import muon as muon
 from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
 from dropmuon_optax.algorithms.scion import scion as scion
+from dropmuon_optax.backprop import cache_features as cache_features
 from dropmuon_optax.backprop import drop_backward as drop_backward
 from dropmuon_optax.backprop import scan_layers as scan_layers
 from dropmuon_optax.backprop import value_and_grad as value_and_grad

@@ -6,11 +6,13 @@ compiler's own count would take the body of a loop once, however often it runs.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.models.nanogpt import EXPANSION, Config, layer_order
+from dropmuon_optax.linalg.orthogonalize import plain_flops
+from dropmuon_optax.norms import Spectral
 
-NEWTON_SCHULZ_STEPS = 5
 # Dense bf16 products, FLOP/s of one device, from the vendors' data sheets; the first
 # name that stands in the device's kind counts.
 PEAK_FLOPS = {
@@ -86,19 +88,17 @@ def oracle_flops(
 ) -> float:
     """Of the Newton–Schulz iterations of a step; 0 for AdamW.
 
-    With p ≤ q the sides of a matrix an iteration has XXᵀ, its square, and a polynomial
-    of it times X.
+    Of the four square matrices and the two of the feed-forward network in each block
+    that moves, in the form that the spectral norm takes for their sides; Optax's Muon
+    takes the plain one.
     """
     if optimizer == "adamw":
         return 0.0
     c, hidden = config.width, EXPANSION * config.width
-    block = 4 * iteration_flops(c, c) + 2 * iteration_flops(c, hidden)
+    plain = partial(plain_flops, num_steps=5)
+    flops = plain if optimizer == "optax_muon" else Spectral().num_flops
+    block = 4 * flops((c, c)) + 2 * flops((c, hidden))
     num_blocks = (
         config.num_layers if active is None else sum(active[1 : config.num_layers + 1])
     )
-    return float(NEWTON_SCHULZ_STEPS * num_blocks * block)
-
-
-def iteration_flops(p: int, q: int) -> int:
-    """Of one Newton–Schulz iteration of a matrix with sides p ≤ q."""
-    return 4 * p * p * q + 2 * p**3
+    return float(num_blocks * block)
