@@ -16,22 +16,31 @@ from dropmuon_optax.layers.names import NAME_RULES
 from dropmuon_optax.layers.readings import how_to_settle, rule_for
 from dropmuon_optax.layers.rules import Rules, check_rules, choose
 
+_DEFAULTS = (
+    "`layers` must be a function, got None, for which optimizers differ: write "
+    "layers_by_path(None, muon_geometry) for what `muon` takes, "
+    "layers_by_path(None, ball_geometry) for `scion`, and "
+    "layers_by_path(None, scion_geometry) for `gluon` and scion(constrained=False)"
+)
+
 
 def describe(
-    layers: LayersFn,
+    layers: LayersFn | None,
     params: Any,
     compressor: Compressor | Rules | None = None,
     *,
     strict: bool = False,
     evidence: bool = False,
 ) -> str:
-    """Prints what goes where: path, shape, layer, norm, radius and matrix view.
+    """Prints and returns what goes where: path, shape, layer, norm, radius, view.
 
     A last column says what was guessed of a leaf, if anything was: its name and shape
     admit another reading. A rule with a view settles it.
 
     Args:
-      layers: a function from the parameters to a tree of `Layer`s.
+      layers: a function from the parameters to a tree of `Layer`s. Optimizers have
+        defaults of their own for None; which one is meant can't be told here, so None
+        is refused with those to choose from.
       params: the parameters (or their `jax.ShapeDtypeStruct`s).
       compressor: as `ef21_muon` takes them; shows each leaf's compressor besides, and
         its payload as a share of the leaf in float32.
@@ -40,7 +49,7 @@ def describe(
         names that mean something.
 
     Returns:
-      The text that was printed.
+      The text that was printed, for a log or a test.
 
     Raises:
       ValueError: if `layers` or `compressor` doesn't fit the parameters; if `strict`
@@ -54,6 +63,8 @@ def describe(
       path  shape   layer  norm        radius  matrices
       w     (8, 4)  -      MaxEntry()  1.0     1 × (8, 4)
     """
+    if layers is None:
+        raise ValueError(_DEFAULTS)
     check_rules("compressor", compressor)
     leaves = join(layers, params)
     if strict:
