@@ -23,6 +23,9 @@ Optimizers
     gluon_momentum_schedule       Gluon's stochastic rule: momentum
     value_and_grad                gradients of the layers that move alone
     scan_layers                   a scan over blocks of which some move
+    drop_backward                 a block whose branch no gradient enters
+    cache_features                a prefix that rests, run once a sample
+    zero_outputs                  outputs of absent layers, set to zero
 
 Layers: what a leaf is
     layers_by_path                layers, norms and radii by regular expressions
@@ -74,7 +77,8 @@ from dropmuon_optax import compressors as compressors
 from dropmuon_optax import linalg as linalg
 from dropmuon_optax import norms as norms
 from dropmuon_optax import samplings as samplings
-from dropmuon_optax.algorithms.drop_muon import drop_layers as drop_layers
+from dropmuon_optax.algorithms.drop_layers import drop_layers as drop_layers
+from dropmuon_optax.algorithms.drop_layers import zero_outputs as zero_outputs
 from dropmuon_optax.algorithms.drop_muon import drop_muon as drop_muon
 from dropmuon_optax.algorithms.ef21 import ef21 as ef21
 from dropmuon_optax.algorithms.ef21_muon import ef21_muon as ef21_muon
@@ -93,6 +97,8 @@ from dropmuon_optax.algorithms.gluon import scale_by_momentum as scale_by_moment
 from dropmuon_optax.algorithms.muon import muon as muon
 from dropmuon_optax.algorithms.scion import init_on_ball as init_on_ball
 from dropmuon_optax.algorithms.scion import scion as scion
+from dropmuon_optax.backprop import cache_features as cache_features
+from dropmuon_optax.backprop import drop_backward as drop_backward
 from dropmuon_optax.backprop import scan_layers as scan_layers
 from dropmuon_optax.backprop import value_and_grad as value_and_grad
 from dropmuon_optax.counters import count_flops as count_flops
@@ -145,6 +151,9 @@ __all__ = [
     "gluon_momentum_schedule",
     "value_and_grad",
     "scan_layers",
+    "drop_backward",
+    "cache_features",
+    "zero_outputs",
     "layers_by_path",
     "describe",
     "count_layers",

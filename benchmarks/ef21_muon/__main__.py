@@ -6,6 +6,7 @@ at most a tenth of the step.
 
 Command: python -m benchmarks.ef21_muon bytes
          python -m benchmarks.ef21_muon losses
+         python -m benchmarks.ef21_muon sent  # of the lines of `losses`
          python -m benchmarks.ef21_muon cost
          python -m benchmarks.ef21_muon show  # tables and pictures of the lines so far
 Device: a CPU; `cost` is of whatever device runs it.
@@ -13,27 +14,18 @@ Expected: the README beside this file.
 """
 
 import argparse
+import functools
 import sys
 from typing import Any
 
 from benchmarks.common import record
-from benchmarks.common.options import (
-    Parser,
-    folder,
-    momentum,
-    positive,
-    rate,
-    refusing,
-    seed,
-    share,
-)
+from benchmarks.common.options import Parser, folder, refusing
 from benchmarks.common.record import RESULTS
 from benchmarks.ef21_muon import bytes as ef21_bytes
-from benchmarks.ef21_muon import cost, losses, report
-from benchmarks.ef21_muon.compressors import pair_name
+from benchmarks.ef21_muon import cost, losses, report, sent, sweep
 
 NAME = "ef21_muon"
-PARTS = ("bytes", "losses", "cost")
+PARTS = ("bytes", "losses", "sent", "cost")
 
 
 def write(options: argparse.Namespace, entry: dict[str, Any]) -> None:
@@ -52,28 +44,21 @@ def count(options: argparse.Namespace) -> None:
         print(ef21_bytes.summary(entry), flush=True)
 
 
-def sweep(options: argparse.Namespace) -> None:
-    """The part `losses`: every pair at every rate, then all seeds at its best."""
-    plan = losses.Plan(**{name: getattr(options, name) for name in losses.Plan._fields})
-    for name in options.pairs:
-        task = losses.build(plan, name)
+def train(options: argparse.Namespace) -> None:
+    """The part `losses`: what of the sweep is not yet in the file."""
+    known = record.read(options.output / f"{NAME}_losses.jsonl")
+    sweep.run(options, known, functools.partial(write, options))
 
-        def run(rate: float, seed: int, task: Any = task, name: str = name) -> Any:
-            found = losses.train(task, rate, seed, f"{name} {rate:g} seed {seed}")
-            settings = {"pair": name, **plan._asdict()}
-            sent = {
-                "num_parameters": task.num_parameters,
-                "bytes_per_step_by_kind": task.bytes_per_step,
-            }
-            write(options, {**settings, **sent, **found})
-            loss = found["final_validation_loss"]
-            print(f"{name} rate {rate:g} seed {seed}: {loss}", flush=True)
-            return found
 
-        tried = [run(rate, options.seeds[0]) for rate in options.rates]
-        best = min(tried, key=losses.order)["learning_rate"]
-        for number in options.seeds[1:]:
-            run(best, number)
+def count_sent(options: argparse.Namespace) -> None:
+    """The part `sent`: what each pair of the part `losses` sends in a step."""
+    keys = {}
+    for entry in record.read(options.output / f"{NAME}_losses.jsonl"):
+        plan = losses.Plan(**{name: entry[name] for name in losses.Plan._fields})
+        alike = tuple(getattr(plan, name) for name in sent.ALIKE)
+        keys[entry["pair"], alike] = plan
+    for (pair, _), plan in keys.items():
+        write(options, {"pair": pair, **sent.measure(plan, pair)})
 
 
 def time(options: argparse.Namespace) -> None:
@@ -98,35 +83,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         part.add_argument("--output", type=folder, default=RESULTS, help="folder")
     ef21_bytes.add_options(adds["bytes"])
     cost.add_options(adds["cost"])
-    add = adds["losses"].add_argument
-    pairs = ["identity/dense", "natural/same", "top10_natural/dense"]
-    pairs += ["top10_natural/natural", "top10_natural/same", "top20_natural/same"]
-    pairs += ["top30_natural/same", "rank10_natural/natural"]
-    add("--pairs", nargs="+", type=pair_name, default=pairs, metavar="WORKER/SERVER")
-    add("--rates", nargs="+", type=rate, default=[2.5e-4, 5e-4, 1e-3])
-    add("--seeds", nargs="+", type=seed, default=[0, 1, 2])
-    kinds: dict[str, Any] = {
-        "momentum": momentum,
-        "warm_down": share,
-        "initial": initial,
-    }
-    for name, default in losses.Plan._field_defaults.items():
-        flag = "--" + name.removeprefix("num_").replace("_", "-")
-        add(flag, dest=name, type=kinds.get(name, positive), default=default)
+    sweep.add_options(adds["losses"])
     return parser.parse_args(arguments)
-
-
-def initial(text: str) -> str:
-    """Reads what the momentum starts from."""
-    if text not in ("zeros", "gradient"):
-        raise argparse.ArgumentTypeError(f"must be zeros or gradient, got {text!r}")
-    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
-    work = {"bytes": count, "losses": sweep, "cost": time}.get(options.part)
+    works = {"bytes": count, "losses": train, "sent": count_sent, "cost": time}
+    work = works.get(options.part)
     with refusing(NAME):  # before the first of many runs
         if options.part == "losses":
             losses.check(options)

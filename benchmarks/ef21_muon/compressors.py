@@ -1,7 +1,9 @@
 """The pairs of compressors that `ef21_muon` compares, by name.
 
 `top20_natural/same`: each worker keeps 20 % of every block and sends it as signs and
-powers of two, and so does the server. `/dense` is a server that compresses nothing.
+powers of two, and so does the server. `top50_sign` sends which half of the entries is
+kept, their signs and one magnitude: 1.5 bits an entry. `/dense` is a server that
+compresses nothing.
 """
 
 import argparse
@@ -24,9 +26,14 @@ def top(percent: int) -> Compressor:
     return Composed(TopK(percent / 100), Natural())
 
 
-def rank(percent: int) -> Compressor:
-    """Rank-K by a fresh sketch, natural factors."""
-    return Composed(RankK(percent / 100), Natural())
+def sign(percent: int) -> Compressor:
+    """Top-K of every block, one magnitude for all of them."""
+    return Composed(TopK(percent / 100), ScaledSign())
+
+
+def rank(percent: int, warm_start: bool = False) -> Compressor:
+    """Rank-K by a fresh sketch, or from the last one on, natural factors."""
+    return Composed(RankK(percent / 100, warm_start=warm_start), Natural())
 
 
 COMPRESSORS: dict[str, Compressor] = {
@@ -36,8 +43,10 @@ COMPRESSORS: dict[str, Compressor] = {
     "scaled_sign": ScaledSign(),
     **{f"top{p}": TopK(p / 100) for p in (5, 10, 15, 20)},
     **{f"top{p}_natural": top(p) for p in (5, 10, 15, 20, 30, 40, 50)},
+    **{f"top{p}_sign": sign(p) for p in (10, 20, 30, 50)},
     **{f"rank{p}": RankK(p / 100) for p in (5, 10, 20)},
     **{f"rank{p}_natural": rank(p) for p in (5, 10, 20)},
+    **{f"rank{p}_warm_natural": rank(p, True) for p in (10, 20)},
 }
 SERVERS = ("dense", "natural", "scaled_sign", "same")
 

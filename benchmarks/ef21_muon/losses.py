@@ -1,8 +1,9 @@
-"""Training by EF21-Muon with the workers simulated: losses against bytes.
+"""Training by EF21-Muon with the workers simulated: losses, from which bytes follow.
 
 Every worker is simulated by `jax.vmap` and sees its own piece of the text; the bytes
-are those that the traced step, the same one over a mesh, asks to be sent. The learning
-rate and the seed are arguments of the step: one program serves the sweep and all seeds.
+are those that the traced step, the same one over a mesh, asks to be sent (`sent`).
+Learning rate, momentum and seed are arguments of the step: one program serves a sweep.
+Where layers are dropped there is one program for each set, drawn on the host.
 """
 
 import functools
@@ -15,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 from tqdm import trange
 
@@ -24,13 +24,28 @@ from benchmarks.common import text
 from benchmarks.ef21_muon.compressors import Pair, pair
 from benchmarks.ef21_muon.loop import mean, pieces
 from benchmarks.models import nanogpt
-from dropmuon_optax.counters.bytes import count_traced_bytes
+from dropmuon_optax.samplings import Progressive
 
 AXIS = "data"
+Active = tuple[bool, ...]
+
+
+def half_full(num_layers: int) -> Progressive:
+    """Every other step moves all layers; the others' cutoffs are uniform."""
+    others = 0.5 / (num_layers - 1)
+    return Progressive((0.5, *[others] * (num_layers - 1)))
+
+
+# Of a number of layers, what moves; all of them where there is no sampling.
+SAMPLINGS: dict[str, Callable[[int], Progressive | None]] = {
+    "full": lambda num_layers: None,
+    "uniform": lambda num_layers: Progressive(),
+    "half_full": half_full,
+}
 
 
 class Plan(NamedTuple):
-    """All that a run's numbers depend on, beside pair, rate, seed and the code."""
+    """What a run's numbers depend on, beside its pair and `Run`, and the code."""
 
     num_blocks: int = 2
     width: int = 64
@@ -41,8 +56,8 @@ class Plan(NamedTuple):
     num_steps: int = 300
     num_evaluations: int = 6
     num_validation: int = 192  # windows, the same at each evaluation
-    momentum: float = 0.9
     initial: str = "zeros"
+    sampling: str = "full"
     warm_down: float = 0.5  # share of the steps over which the rate falls to 0
 
 
@@ -51,21 +66,27 @@ class Point(NamedTuple):
 
     step: int
     num_tokens: int  # of all workers
-    bytes_sent: int  # by each worker
-    bytes_to_server: int  # of these, its messages alone
+    steps_from: list[int]  # those of them whose lowest moving layer is 0, 1, …
     validation_loss: float | None  # at X; None: not finite
     validation_loss_of_w: float | None  # where the workers differentiate
 
 
+class Run(NamedTuple):
+    """What differs from run to run of one task."""
+
+    rate: float
+    momentum: float
+    seed: int
+
+
 class Task(NamedTuple):
-    """One pair of compressors, compiled once."""
+    """One pair of compressors, compiled once for each set of layers."""
 
     plan: Plan
     corpus: text.Corpus
-    num_parameters: int
-    bytes_per_step: dict[str, int | float]  # by kind of collective
+    num_layers: int
     first: Callable[..., Any]  # seed -> (params, state)
-    step: Callable[..., Any]  # (params, state, peak, windows) -> (params, state, loss)
+    step: Callable[..., Any]  # (params, state, peak, momentum, windows, active) -> …
     losses: Callable[..., Any]  # (params, state) -> at X, at W
 
 
@@ -91,43 +112,61 @@ def check(options: Any) -> None:
         )
 
 
-def build(plan: Plan, name: str) -> Task:
-    """Compiles the step and the evaluation of a pair."""
-    corpus = text.load("shakespeare")
-    config = config_of(plan, corpus.vocab_size)
-    apply, params = nanogpt.build(config, seed=0)
+def loss_of(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """(params, windows) -> mean cross-entropy / nats per character."""
 
     def loss_fn(params: Any, windows: Int[Array, "B T+1"]) -> Float[Array, ""]:
         logits = apply(params, windows[:, :-1])  # (B, T, V)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
         return losses.mean()
 
+    return loss_fn
+
+
+def program(
+    plan: Plan, name: str, config: nanogpt.Config, loss_fn: Any, mesh: Any = None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The first state, and a step of all workers: simulated, or over a mesh."""
+    layers = nanogpt.layers(config)
     transformation = functools.partial(ef21_muon, plan, config, pair(name))
-    shapes = jax.eval_shape(transformation(0.0, 0).init, params)
+    shapes = jax.eval_shape(transformation(0.0, 0.5, 0).init, nanogpt_shapes(config))
 
-    def program(mesh: Any) -> Callable[..., Any]:
-        def step(params: Any, state: Any, peak: Any, windows: Any) -> Any:
-            def worker(params: Any, state: Any, windows: Any) -> Any:
-                gradient = jax.value_and_grad(loss_fn)
-                loss, grads = gradient(dm.local_params(params, AXIS), windows)
-                tx = transformation(peak, 0)  # the state has the run's key
-                updates, state = tx.update(grads, state, params)
-                params = optax.apply_updates(params, updates)
-                return params, state, jax.lax.pmean(loss, AXIS)
+    def step(
+        params: Any,
+        state: Any,
+        peak: Any,
+        momentum: Any,
+        windows: Any,
+        active: Active | None,
+    ) -> Any:
+        def worker(params: Any, state: Any, windows: Any) -> Any:
+            own = dm.local_params(params, AXIS)
+            gradient = dm.value_and_grad(loss_fn, layers)
+            loss, grads = gradient(own, windows, active=active)
+            tx = transformation(peak, momentum, 0)  # the state has the run's key
+            updates, state = tx.update(grads, state, params, active=active)
+            params = optax.apply_updates(params, updates)
+            return params, state, jax.lax.pmean(loss, AXIS)
 
-            mapped = dm.worker_map(worker, AXIS, shapes, mesh)
-            return mapped(params, state, windows)
+        return dm.worker_map(worker, AXIS, shapes, mesh)(params, state, windows)
 
-        return step
+    return lambda params, seed: transformation(0.0, 0.5, seed).init(params), step
 
-    rows = plan.num_workers * plan.batch_size
-    windows = jax.ShapeDtypeStruct((rows, plan.length + 1), jnp.int32)
-    mesh = AbstractMesh((plan.num_workers,), (AXIS,))
-    sent = count_traced_bytes(program(mesh), params, shapes, jnp.float32(0), windows)
+
+def nanogpt_shapes(config: nanogpt.Config) -> Any:
+    return jax.eval_shape(lambda: nanogpt.build(config, seed=0)[1])
+
+
+def build(plan: Plan, name: str) -> Task:
+    """Jits the step and the evaluation of a pair."""
+    corpus = text.load("shakespeare")
+    config = config_of(plan, corpus.vocab_size)
+    loss_fn = loss_of(nanogpt.build(config, seed=0)[0])
+    init, step = program(plan, name, config, loss_fn)
 
     def first(seed: int) -> Any:
         params = nanogpt.build(config, seed=seed)[1]
-        return params, jax.jit(transformation(0.0, seed).init)(params)
+        return params, jax.jit(init, static_argnums=1)(params, seed)
 
     held_out = jnp.asarray(
         text.validation_batch(corpus.validation, plan.num_validation, plan.length)
@@ -138,13 +177,18 @@ def build(plan: Plan, name: str) -> Task:
         X = dm.ef21_muon_eval_params(state, params)
         return loss_fn(X, held_out), loss_fn(params, held_out)
 
-    size = sum(x.size for x in jax.tree.leaves(params))
-    step = jax.jit(program(None), donate_argnums=(0, 1))
-    return Task(plan, corpus, size, sent.by_kind, first, step, losses)
+    step = jax.jit(step, donate_argnums=(0, 1), static_argnames="active")
+    num_layers = len(nanogpt.layer_order(config))
+    return Task(plan, corpus, num_layers, first, step, losses)
 
 
 def ef21_muon(
-    plan: Plan, config: nanogpt.Config, compressors: Pair, peak: Any, seed: int
+    plan: Plan,
+    config: nanogpt.Config,
+    compressors: Pair,
+    peak: Any,
+    momentum: Any,
+    seed: int,
 ) -> Any:
     """The optimizer: a constant rate, then linearly to 0 after the last step."""
     falling = max(1.0, plan.warm_down * plan.num_steps)
@@ -157,7 +201,7 @@ def ef21_muon(
         rate,
         nanogpt.layers(config),
         *compressors,
-        momentum=plan.momentum,
+        momentum=momentum,
         axis_name=AXIS,
         num_workers=plan.num_workers,
         initial=plan.initial,
@@ -183,22 +227,31 @@ def batch(plan: Plan, corpus: text.Corpus, seed: int, step: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def train(task: Task, peak: float, seed: int, label: str) -> dict[str, Any]:
+def train(task: Task, run: Run, label: str) -> dict[str, Any]:
     """One run; returns what the record says of it, history and time included."""
     plan = task.plan
-    params, state = task.first(seed)
+    params, state = task.first(run.seed)
     looks = np.linspace(0, plan.num_steps, plan.num_evaluations + 1).round().astype(int)
-    history, start = [point(task, params, state, 0)], perf_counter()
+    steps_from = [0] * task.num_layers
+    history = [point(task, params, state, steps_from)]
+    sampling = SAMPLINGS[plan.sampling](task.num_layers)
+    settings = jnp.float32(run.rate), jnp.float32(run.momentum)
+    start = perf_counter()
     for step in trange(plan.num_steps, desc=label, leave=False, mininterval=5.0):
-        windows = batch(plan, task.corpus, seed, step)
-        params, state, _ = task.step(params, state, jnp.float32(peak), windows)
+        windows, active = batch(plan, task.corpus, run.seed, step), None
+        if sampling is not None:
+            key = jax.random.key(run.seed)
+            active = dm.active_layers(sampling, task.num_layers, key, step)
+        params, state, _ = task.step(params, state, *settings, windows, active=active)
+        steps_from[0 if active is None else active.index(True)] += 1
         if step + 1 in looks:
-            history.append(point(task, params, state, step + 1))
+            history.append(point(task, params, state, steps_from))
             if history[-1].validation_loss is None:
                 break
     return {
-        "learning_rate": peak,
-        "seed": seed,
+        "learning_rate": run.rate,
+        "momentum": run.momentum,
+        "seed": run.seed,
         "final_validation_loss": history[-1].validation_loss,
         "final_validation_loss_of_w": history[-1].validation_loss_of_w,
         "time_s": perf_counter() - start,
@@ -206,17 +259,11 @@ def train(task: Task, peak: float, seed: int, label: str) -> dict[str, Any]:
     }
 
 
-def point(task: Task, params: Any, state: Any, step: int) -> Point:
-    plan, sent = task.plan, task.bytes_per_step
+def point(task: Task, params: Any, state: Any, steps_from: list[int]) -> Point:
+    plan, step = task.plan, sum(steps_from)
     at_x, at_w = task.losses(params, state)
-    return Point(
-        step,
-        step * plan.num_workers * plan.batch_size * plan.length,
-        round(step * (sent["all-to-all"] + sent["all-gather"])),
-        round(step * sent["all-to-all"]),
-        mean([at_x]),
-        mean([at_w]),
-    )
+    tokens = step * plan.num_workers * plan.batch_size * plan.length
+    return Point(step, tokens, list(steps_from), mean([at_x]), mean([at_w]))
 
 
 def order(run: dict[str, Any]) -> float:

@@ -181,5 +181,6 @@ def table_of_cost(name: str, entry: dict[str, Any]) -> str:
 SHOWN: dict[str, tuple[Any, Any]] = {
     "bytes": (tables_of_bytes, plot_bytes),
     "losses": (losses_report.tables, losses_report.plot),
+    "sent": (lambda entries: [], None),
     "cost": (tables_of_cost, None),
 }

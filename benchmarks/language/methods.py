@@ -10,17 +10,13 @@ from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers
 
 import dropmuon_optax as dm
-from benchmarks.language.steps import (
-    Method,
-    Model,
-    compressed,
-    dropping,
-    plain,
-    staged,
-    uniform,
-)
+from benchmarks.language import dropped
+from benchmarks.language.steps import Method, Model, compressed, plain
 
 ADAM_B2 = 0.95  # Keller Jordan's for embedding and head; Optax's Muon would take 0.999
+
+
+RADII = ("radius", "sign_radius")
 
 
 class Entry(NamedTuple):
@@ -29,7 +25,7 @@ class Entry(NamedTuple):
     build: Callable[[Model], Method]
     learning_rate: float
     on_estimates: bool = False  # whether `Model.estimated` has to be there
-    options: tuple[str, ...] = ("radius", "sign_radius")  # of the command line: used
+    options: tuple[str, ...] = RADII  # of the command line: used
 
 
 def muon(model: Model, rate: optax.Schedule) -> Any:
@@ -90,8 +86,16 @@ OPTIMIZERS = {
     "scion": Entry(partial(plain, lambda m, rate: dm.scion(rate, m.layers)), 5e-4),
     "gluon": Entry(partial(plain, lambda m, rate: dm.gluon(rate, m.layers)), 5e-4),
     "gluon_theory": Entry(partial(plain, on_theory), 0.5, on_estimates=True),
-    "drop_muon": Entry(partial(dropping, uniform), 5e-4),
-    "drop_muon_staged": Entry(partial(dropping, staged), 5e-4),
+    "drop_muon": Entry(partial(dropped.dropping, dropped.uniform), 5e-4),
+    "drop_muon_staged": Entry(partial(dropped.dropping, dropped.staged), 5e-4),
+    "drop_muon_grown": Entry(dropped.growing, 5e-4, options=(*RADII, "growth")),
+    "drop_muon_depth": Entry(dropped.thinned, 5e-4, options=(*RADII, "keep")),
+    "drop_bp": Entry(
+        partial(dropped.dropping, dropped.some, around=True),
+        5e-4,
+        options=(*RADII, "keep"),
+    ),
+    "sign_muon": Entry(dropped.alternating, 5e-4, options=(*RADII, "outside_share")),
     "ef21_muon": Entry(compressed, 5e-4),
     "optax_muon": Entry(partial(plain, optax_muon), 0.02, options=("adam_share",)),
     "adamw": Entry(partial(plain, lambda m, rate: optax.adamw(rate)), 2e-3, options=()),

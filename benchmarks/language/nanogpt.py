@@ -32,6 +32,7 @@ from benchmarks.language import report, train
 from benchmarks.language.checkpoints import Store
 from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.options import parse
+from benchmarks.language.plan import within as budgeted
 from benchmarks.language.steps import Method, Model
 from benchmarks.models import nanogpt, nanogpt_scan
 
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         check(task, plan)
         task.corpus.encode(options.prompt)  # which may have characters of its own
     origin = record.provenance(seed=options.seeds[0])
-    method = build_method(task, options.optimizer, plan)
+    method, plan = within(options, task, options.optimizer, plan)
     with open_store(options, plan) as store:
         with refusing("nanogpt"):
             run = train.Run(task, options.optimizer, method, plan, store)
@@ -68,18 +69,23 @@ def main(arguments: list[str] | None = None) -> int:
     entry = entry_of(options, run, origin)
     if jax.process_index() == 0:
         record.append(options.output / "nanogpt.jsonl", entry)
-    sampled = report.sample(
-        task.model.apply,
-        run.evaluated,
-        task.corpus,
-        prompt=options.prompt,
-        num_tokens=options.sample,
-        length=plan.length,
-        seed=options.seeds[0],
-    )
+    sampled = sample(options, run)
     if jax.process_index() == 0:
         finish(options, entry, sampled)
     return 0
+
+
+def sample(options: argparse.Namespace, run: train.Run) -> str:
+    """A text by the trained network."""
+    return report.sample(
+        run.task.model.apply,
+        run.evaluated,
+        run.task.corpus,
+        prompt=options.prompt,
+        num_tokens=options.sample,
+        length=run.plan.length,
+        seed=options.seeds[0],
+    )
 
 
 def build_task(options: argparse.Namespace) -> train.Task:
@@ -95,6 +101,8 @@ def build_task(options: argparse.Namespace) -> train.Task:
     mesh = train.mesh_of(jax.devices())
     radii = (options.radius, options.sign_radius)
     model = Model(config, apply, scanned, mesh, *radii, options.adam_share)
+    model = model._replace(growth=options.growth, keep=options.keep)
+    model = model._replace(outside_share=options.outside_share)
     return train.Task(model, corpus, draw=lambda seed: build(seed)[1])
 
 
@@ -128,6 +136,18 @@ def plan_of(options: argparse.Namespace, learning_rate: float, seed: int) -> tra
     )
 
 
+def within(
+    options: argparse.Namespace, task: train.Task, name: str, plan: train.Plan
+) -> tuple[Method, train.Plan]:
+    """The method, and the plan with as many steps as the budget allows, if any."""
+    with refusing("nanogpt"):
+        method = build_method(task, name, plan)
+        if options.budget is not None:
+            config = task.model.config
+            plan = budgeted(config, name, plan, method.sets_at, options.budget)
+    return method, plan
+
+
 def check(task: train.Task, plan: train.Plan) -> None:
     """ValueError if devices can't share a batch, or the text is shorter than one."""
     plan.check(task.model.mesh.size)
@@ -149,7 +169,8 @@ def settings(
 ) -> dict[str, Any]:
     """All that the numbers of a run depend on, beside code and device."""
     names = ("data", "tokens", "preset", "scan", "dtype")
-    names += ("radius", "sign_radius", "adam_share")
+    names += ("budget", "radius", "sign_radius", "adam_share")
+    names += ("growth", "keep", "outside_share")
     chosen = {name: getattr(options, name) for name in names}
     return {"optimizer": optimizer, **chosen, **plan._asdict()}
 

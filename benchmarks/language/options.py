@@ -14,7 +14,7 @@ from benchmarks.common.options import (
 )
 from benchmarks.common.record import RESULTS
 from benchmarks.language.methods import OPTIMIZERS
-from benchmarks.language.steps import ADAM_SHARE
+from benchmarks.language.steps import ADAM_SHARE, GROWTH, KEEP, OUTSIDE_SHARE
 from benchmarks.models import nanogpt
 
 # By preset: steps, windows in a batch, tokens of context, parts of a batch. Those of
@@ -30,6 +30,9 @@ DEFAULTS = {
     "radius": nanogpt.HIDDEN_RADIUS,
     "sign_radius": nanogpt.SIGN_RADIUS,
     "adam_share": ADAM_SHARE,
+    "growth": GROWTH,
+    "keep": KEEP,
+    "outside_share": OUTSIDE_SHARE,
 }
 SCHEDULES = {"124m": 1450 / 5100}  # the share of Scion's warm-down; else WARM_DOWN
 WARM_DOWN = 0.5
@@ -87,7 +90,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     by_preset = "default: by preset"
-    parser.add_argument("--steps", type=positive, help=by_preset)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive, help=by_preset)
+    length.add_argument(
+        "--budget", type=rate, help="the FLOPs of so many steps of all layers by Gluon"
+    )
     parser.add_argument("--batch", type=positive, help=f"windows; {by_preset}")
     parser.add_argument("--length", type=positive, help=f"of context; {by_preset}")
     parser.add_argument("--accumulation", type=positive, help=f"parts; {by_preset}")
@@ -99,6 +106,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--radius", type=rate, help="of blocks' matrices")
     parser.add_argument("--sign-radius", type=rate, help="of embedding, head")
     parser.add_argument("--adam-share", type=rate, help="of Muon's rate")
+    parser.add_argument(
+        "--growth", help="share of FLOPs:blocks, …, such as 0.3:1000,0.4:1100"
+    )
+    parser.add_argument(
+        "--keep", type=share_or_none, help="how probable a block is there, or moves"
+    )
+    parser.add_argument(
+        "--outside-share", type=rate, help="of a spectral step that a sign step has"
+    )
     parser.add_argument("--evaluations", type=positive, default=20)
     parser.add_argument("--validation-windows", type=positive, default=64)
     parser.add_argument("--output", type=folder, default=RESULTS, help="folder")

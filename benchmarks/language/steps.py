@@ -4,8 +4,8 @@ The learning rate is an argument of the step: one program serves every rate, sch
 and seed. Drop-Muon has one for each set of layers that moves.
 """
 
-from collections.abc import Callable, Hashable
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +16,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 import dropmuon_optax as dm
+from benchmarks.language.plan import Plan, Sets, SetsAt
 from benchmarks.models import nanogpt
 
 AXIS = "data"  # of the devices, over which a batch is spread
 # Embedding and head move by Adam at this share of Muon's learning rate, in both Muons.
 ADAM_SHARE = 0.1
 TOP_SHARE = 0.1  # of the entries of a message that EF21-Muon sends
-FREEZE_FROM = 0.75  # of the steps, by `staged`
+OUTSIDE_SHARE = 0.25  # of a spectral step's root mean square that a sign step has
+KEEP = 0.75  # how probable a block is there, or moves
+GROWTH = "0.8:half"  # of the FLOPs for the first half of the blocks, then all
 
 Rate = Float[Array, ""]
 Tokens = Int[Array, "A B T+1"]  # A parts of a batch, whose gradients are accumulated
@@ -32,12 +35,15 @@ class Model(NamedTuple):
     """A network, and the norms of its layers."""
 
     config: nanogpt.Config
-    apply: Callable[..., Array]  # (params, tokens[, active if scanned]) -> logits
+    apply: Callable[..., Array]  # (params, tokens[, active, present, around]) -> logits
     scanned: bool
     mesh: jax.sharding.Mesh  # along AXIS
     radius: float = nanogpt.HIDDEN_RADIUS
     sign_radius: float = nanogpt.SIGN_RADIUS
     adam_share: float = ADAM_SHARE
+    growth: str = GROWTH  # as `growth.read` reads it
+    keep: float = KEEP
+    outside_share: float = OUTSIDE_SHARE
     estimated: Any = None  # `layers` with measured radii, see `radii.py`
 
     @property
@@ -50,24 +56,43 @@ class Model(NamedTuple):
             sign_radius=self.sign_radius,
         )
 
+    @property
+    def sign_layers(self) -> Any:
+        """Sign norms for all, in blocks with steps `outside_share` of Scion's.
+
+        A spectral step √(n_out/n_in)·radius·UVᵀ of a matrix whose shorter side is the
+        width C has entries of root mean square radius·√C/n_in.
+        """
+        blocks = self.outside_share * self.radius * self.config.width**0.5
+        return nanogpt.layers(
+            self.config,
+            scanned=self.scanned,
+            radius=blocks,
+            sign_radius=self.sign_radius,
+            norm=dm.norms.scion_sign(),
+        )
+
 
 class Method(NamedTuple):
     """An optimizer as a train step."""
 
     init: Callable[[Any, int], Any]  # (params, seed) -> optimizer's state, on the mesh
-    step: Any  # jitted (params, state, rate, tokens) -> (params, state, loss)
-    # (seed, step, number of steps) -> static `active` or None
-    active_at: Callable[[int, int, int], Hashable]
-    evaluated: Callable[[Any, Any], Any]  # (params, state) -> weights to evaluate
+    # jitted (params, state, rate, tokens[, static sets]) -> (params, state, loss)
+    step: Any
+    # (params, state) -> weights to evaluate
+    evaluated: Callable[[Any, Any], Any] = lambda params, state: params
+    sets_at: SetsAt = lambda plan, step: None
+    # (params, plan) -> first weights
+    start: Callable[[Any, Plan], Any] = lambda params, plan: params
     radii: dict[str, Any] | None = None  # how its radii were measured, for the record
 
 
 def build_loss(model: Model) -> Callable[..., Float[Array, ""]]:
-    """Mean cross-entropy of the next token in nats, (params, windows, active=None)."""
+    """Mean cross-entropy of the next token in nats, (params, windows, sets=None)."""
 
-    def loss(params: Any, windows: Int[Array, "B T+1"], active: Any = None):
-        static = {"active": active} if model.scanned else {}
-        logits = model.apply(params, windows[:, :-1], **static)  # (B, T, V)
+    def loss(params: Any, windows: Int[Array, "B T+1"], sets: Sets | None = None):
+        static = () if sets is None else (sets.active, sets.present, sets.around)
+        logits = model.apply(params, windows[:, :-1], *static)  # (B, T, V)
         return optax.softmax_cross_entropy_with_integer_labels(
             logits, windows[:, 1:]
         ).mean()
@@ -110,58 +135,6 @@ def plain(build: Callable[[Model, Any], Any], model: Model) -> Method:
             build(model, lambda count: 0.0).init(params), model.mesh
         ),
         step=step,
-        active_at=lambda seed, step, num_steps: None,
-        evaluated=lambda params, state: params,
-    )
-
-
-def uniform(num_layers: int, num_steps: int) -> Any:
-    """The sampling of Drop-Muon's experiments: a uniform progressive cutoff."""
-    del num_layers, num_steps
-    return dm.samplings.Progressive()
-
-
-def staged(num_layers: int, num_steps: int) -> Any:
-    """All layers for a share of the steps, then the last block and the head alone."""
-    later = dm.samplings.Progressive(tuple(np.eye(num_layers)[-2]))
-    first = max(1, round(FREEZE_FROM * num_steps))
-    return dm.samplings.Staged(((0, dm.samplings.Full()), (first, later)))
-
-
-def dropping(sampling_of: Callable[[int, int], Any], model: Model) -> Method:
-    """Drop-Muon, its backpropagation cut where it may be.
-
-    Args:
-        sampling_of: (number of layers, number of steps) -> sampling.
-        model: What to train.
-    """
-    num_layers = len(nanogpt.layer_order(model.config))
-    sampling = cache(partial(sampling_of, num_layers))
-    key_of = cache(jax.random.key)  # the same object, so that it is fetched once
-    any_key = key_of(0)  # drawn here: not inside the trace of a step
-
-    def transformation(rate: Any, key: jax.Array):
-        # `active` is given at every step: this sampling is never drawn from.
-        return dm.drop_muon(rate, model.layers, dm.samplings.Full(), key=key)
-
-    @partial(jax.jit, static_argnames="active", donate_argnums=(0, 1))
-    def step(params: Any, state: Any, rate: Rate, tokens: Tokens, *, active: Any):
-        loss_fn = partial(build_loss(model), active=active)
-        gradient = partial(dm.value_and_grad(loss_fn, model.layers), active=active)
-        loss, grads = accumulate(gradient, params, tokens)
-        tx = transformation(lambda count: rate, any_key)  # the state has the run's
-        updates, state = tx.update(grads, state, params, active=active)
-        return optax.apply_updates(params, updates), state, loss
-
-    return Method(
-        init=lambda params, seed: replicate(
-            transformation(lambda count: 0.0, key_of(seed)).init(params), model.mesh
-        ),
-        step=step,
-        active_at=lambda seed, step, num_steps: dm.active_layers(
-            sampling(num_steps), num_layers, key_of(seed), step
-        ),
-        evaluated=lambda params, state: params,
     )
 
 
@@ -213,7 +186,6 @@ def compressed(model: Model) -> Method:
     return Method(
         init=init,
         step=step,
-        active_at=lambda seed, step, num_steps: None,
         evaluated=jax.jit(
             lambda params, state: dm.ef21_muon_eval_params(state, params)
         ),

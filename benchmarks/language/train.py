@@ -5,7 +5,7 @@ programs compile, while a warm-up step runs on copies, during evaluation and whi
 checkpoints are written.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -20,39 +20,8 @@ from benchmarks.common import text, timing
 from benchmarks.common.train import mean_loss, stretches
 from benchmarks.language import costs
 from benchmarks.language.checkpoints import Store
+from benchmarks.language.plan import Plan, Sets, flops_of_steps
 from benchmarks.language.steps import AXIS, Method, Model, build_loss, replicate
-
-
-class Plan(NamedTuple):
-    """What to read, how long to train, and how often to look."""
-
-    num_steps: int
-    batch_size: int  # windows of a step, of all devices together
-    length: int  # tokens of context
-    learning_rate: float  # peak
-    num_accumulation: int = 1  # parts of a batch, one after the other
-    warm_down: float = 0.3  # share of the steps over which the rate falls to 0
-    seed: int = 0  # of weights, batches, and the layers that move
-    num_evaluations: int = 20  # evenly spaced; one more before the first step
-    num_validation: int = 64  # windows, the same at each evaluation
-
-    def check(self, num_devices: int) -> None:
-        """ValueError if a batch can't be shared by the devices."""
-        if self.batch_size % (self.num_accumulation * num_devices):
-            raise ValueError(
-                f"`batch_size` must be a multiple of the {self.num_accumulation} "
-                f"parts times the {num_devices} devices, got {self.batch_size}"
-            )
-
-    @property
-    def part_size(self) -> int:
-        """Windows that go through the network at once."""
-        return self.batch_size // self.num_accumulation
-
-    def rate_at(self, step: int) -> np.float32:
-        """The learning rate: constant, then linearly to 0 after the last step."""
-        left = (self.num_steps - step) / max(1.0, self.warm_down * self.num_steps)
-        return np.float32(self.learning_rate * min(1.0, left))
 
 
 class Point(NamedTuple):
@@ -120,27 +89,17 @@ def batch_of(task: Task, plan: Plan, step: int) -> jax.Array:
 
 
 def prepare(
-    task: Task, name: str, method: Method, plan: Plan, active: Hashable, state: Any
+    task: Task, name: str, method: Method, plan: Plan, sets: Sets | None, state: Any
 ) -> timing.Program:
-    """The compiled step for this set of layers; compiled and warmed up if it is new."""
-    key = (name, active, plan.batch_size, plan.length, plan.num_accumulation)
+    """The compiled step for these sets of layers; compiled and warmed up if new."""
+    key = (name, sets, plan.batch_size, plan.length, plan.num_accumulation)
     if key not in task.programs:
-        static = {} if active is None else {"active": active}
-        arguments = (*timing.copied(state), plan.rate_at(0), batch_of(task, plan, 0))
+        static = {} if sets is None else {"sets": sets}
+        arguments = (*timing.copied(state), plan.rate_at(0.0), batch_of(task, plan, 0))
         program = timing.compile_program(method.step, *arguments, **static)
         jax.block_until_ready(program.call(*arguments))
         task.programs[key] = program
     return task.programs[key]
-
-
-def step_flops(task: Task, name: str, plan: Plan, active: Any) -> tuple[float, float]:
-    """Of one step: the network's, and the optimizer's."""
-    config = task.model.config
-    tokens = plan.batch_size * plan.length
-    return (
-        tokens * costs.model_flops(config, plan.length, active),
-        costs.oracle_flops(config, name, active),
-    )
 
 
 class Run:
@@ -162,7 +121,9 @@ class Run:
         self.step_times_s: list[float] = []
         self.model_flops, self.trained_tokens = 0.0, 0  # by this process
         self.num_restored = 0  # points of the history that a checkpoint had
-        params = task.draw(plan.seed)
+        self.flops = flops_of_steps(task.model.config, name, plan, method.sets_at)
+        self.spent = np.cumsum(self.flops.sum(axis=1))  # after each step
+        params = method.start(task.draw(plan.seed), plan)
         state = method.init(params, plan.seed)
         self.state = (replicate(params, task.model.mesh), state)
         found = store.restore(self.state) if store else None
@@ -190,30 +151,30 @@ class Run:
             if start >= begun:
                 yield self.stretch(start, stop, bar)
 
-    def active_at(self, step: int) -> Hashable:
-        """The layers that move in a step; None where there is no choice."""
-        plan = self.plan
-        return self.method.active_at(plan.seed, step, plan.num_steps)
+    def rate_at(self, step: int) -> np.float32:
+        """The learning rate of a step."""
+        before = self.spent[step - 1] / self.spent[-1] if step else 0.0
+        return self.plan.rate_at(before)
 
     def compile_all(self) -> None:
         """Compiles the programs of all steps, which `advance` would do on the way."""
         plan, method = self.plan, self.method
-        sets = (self.active_at(step) for step in range(plan.num_steps))
-        for active in dict.fromkeys(sets):
-            prepare(self.task, self.name, method, plan, active, self.state)
+        sets = (method.sets_at(plan, step) for step in range(plan.num_steps))
+        for some in dict.fromkeys(sets):
+            prepare(self.task, self.name, method, plan, some, self.state)
 
     def stretch(self, start: int, stop: int, bar: tqdm | None) -> Point:
         """Takes steps `start`, …, `stop` − 1, and evaluates."""
         task, plan, method = self.task, self.plan, self.method
-        sets = [self.active_at(step) for step in range(start, stop)]
+        sets = [method.sets_at(plan, step) for step in range(start, stop)]
         programs = {
-            active: prepare(task, self.name, method, plan, active, self.state)
-            for active in dict.fromkeys(sets)
+            some: prepare(task, self.name, method, plan, some, self.state)
+            for some in dict.fromkeys(sets)
         }
         losses, clock = [], perf_counter()
-        for step, active in zip(range(start, stop), sets, strict=True):
-            *state, loss = programs[active].call(
-                *self.state, plan.rate_at(step), batch_of(task, plan, step)
+        for step, some in zip(range(start, stop), sets, strict=True):
+            *state, loss = programs[some].call(
+                *self.state, self.rate_at(step), batch_of(task, plan, step)
             )
             self.state = tuple(state)
             losses.append(loss)
@@ -222,7 +183,7 @@ class Run:
         jax.block_until_ready((self.state, losses))
         time_s = perf_counter() - clock
         self.step_times_s.append(time_s / (stop - start))
-        flops = np.array([step_flops(task, self.name, plan, active) for active in sets])
+        flops = self.flops[start:stop]
         self.model_flops += float(flops[:, 0].sum())
         self.trained_tokens += (stop - start) * plan.batch_size * plan.length
         last = self.history[-1]

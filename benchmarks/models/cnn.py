@@ -11,6 +11,7 @@ import dropmuon_optax as dm
 
 PRESETS = {
     "small": (16, 32, 64),  # the default on a CPU
+    "medium": (32, 64, 128),
     "paper": (64, 128, 256),  # Drop-Muon, arXiv:2510.02239, experiments
 }
 
@@ -63,15 +64,42 @@ class CNN(nnx.Module):
             (height // 4) * (width // 4) * third, num_classes, rngs=rngs
         )
 
-    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
-        """Returns the logits of a batch of images."""
-        x = nnx.relu(self.conv1(images))  # (B, H, W, c1)
-        x = max_pool(x)  # (B, H/2, W/2, c1)
-        x = nnx.relu(self.conv2(x))  # (B, H/2, W/2, c2)
-        x = max_pool(x)  # (B, H/4, W/4, c2)
-        x = nnx.relu(self.conv3(x))  # (B, H/4, W/4, c3)
-        x = x.reshape(x.shape[0], -1)  # (B, H/4 · W/4 · c3)
-        return self.head(x)  # (B, K)
+    def __call__(
+        self, x: Float[Array, "B ..."], start: int = 0, stop: int | None = None
+    ) -> Float[Array, "B ..."]:
+        """Runs the layers `start`, …, `stop` − 1, all of them unless told.
+
+        So `model(model(images, 0, 2), 2)` is `model(images)`: the prefix's outputs, the
+        features, are (B, H/4, W/4, c2) where it ends after two layers.
+
+        Args:
+            x: Images (B, H, W, C), or the features that layer `start` reads.
+            start: The first layer to run, counted from the input.
+            stop: The layer to stop in front of; None is behind the head.
+
+        Returns:
+            Logits (B, K), or features.
+        """
+        stages = [self.first, self.second, self.third, self.logits]
+        for stage in stages[start:stop]:
+            x = stage(x)
+        return x
+
+    def first(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 c1"]:
+        """Images to pooled maps."""
+        return max_pool(nnx.relu(self.conv1(x)))
+
+    def second(self, x: Float[Array, "B H/2 W/2 c1"]) -> Float[Array, "B H/4 W/4 c2"]:
+        """Maps to pooled maps."""
+        return max_pool(nnx.relu(self.conv2(x)))
+
+    def third(self, x: Float[Array, "B H/4 W/4 c2"]) -> Float[Array, "B H/4 W/4 c3"]:
+        """Maps to maps."""
+        return nnx.relu(self.conv3(x))
+
+    def logits(self, x: Float[Array, "B H/4 W/4 c3"]) -> Float[Array, "B K"]:
+        """Maps to logits."""
+        return self.head(x.reshape(x.shape[0], -1))
 
 
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
@@ -87,7 +115,7 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
 
 def build(
     image_shape: tuple[int, int, int], preset: str, *, seed: int
-) -> tuple[Callable[[Any, jax.Array], jax.Array], nnx.State]:
+) -> tuple[Callable[..., jax.Array], nnx.State]:
     """The network as a function, and its initial weights.
 
     Args:
@@ -96,11 +124,16 @@ def build(
         seed: Of the initial weights.
 
     Returns:
-        (params, images (B, H, W, C)) -> logits (B, K), and a tree of plain arrays.
+        (params, images (B, H, W, C)) -> logits (B, K), with `start` and `stop` of
+        `CNN.__call__` if only some layers are to run; and a tree of plain arrays.
     """
     model = CNN(image_shape, PRESETS[preset], rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(model, nnx.Param)
-    return lambda params, x: nnx.merge(graphdef, params)(x), nnx.as_pure(params)
+
+    def apply(params: Any, x: jax.Array, **span: Any) -> jax.Array:
+        return nnx.merge(graphdef, params)(x, **span)
+
+    return apply, nnx.as_pure(params)
 
 
 def scion_layers():

@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 import dropmuon_optax as dm
+from benchmarks.models.depth import Active, Blocks, of_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +142,27 @@ class NanoGPT(nnx.Module):
         width, vocab_size = config.width, config.vocab_size
         self.head = None if config.tied else linear(width, vocab_size, dtype, rngs)
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        """Returns, at each position, the logits of the next token."""
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        present: Blocks | None = None,
+        dropped: Blocks | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Returns, at each position, the logits of the next token.
+
+        Args:
+            tokens: Their ids.
+            present: Which blocks are run; static, None is all.
+            dropped: Which blocks the backward pass goes around; static, None is none.
+        """
+        num = self.num_layers
+        present, dropped = present or (True,) * num, dropped or (False,) * num
         x = self.read(tokens)  # (B, T, C)
-        for i in range(self.num_layers):
-            x = getattr(self, f"block_{i}")(x)  # (B, T, C)
+        for i in range(num):
+            if present[i]:
+                block = getattr(self, f"block_{i}")
+                run = lambda _, x, block=block: block(x)  # noqa: E731
+                x = (dm.drop_backward(run) if dropped[i] else run)(None, x)  # (B, T, C)
         return self.write(x)  # (B, T, V)
 
     def read(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T C"]:
@@ -196,7 +213,7 @@ def config_of(size: str | Config) -> Config:
 
 def build(
     size: str | Config, *, seed: int, dtype: DTypeLike = jnp.float32
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+) -> tuple[Callable[..., jax.Array], Any]:
     """The network as a function, and its initial weights.
 
     Args:
@@ -205,12 +222,27 @@ def build(
         dtype: Of the activations and products; the weights are float32.
 
     Returns:
-        (params, tokens (B, T)) -> logits (B, T, V) in float32, and a tree of plain
-        arrays.
+        (params, tokens (B, T), active=None, present=None, around=False) -> logits
+        (B, T, V) in float32, and a tree of plain arrays. The static arguments say which
+        layers of `layer_order` move and which are run, None being all, and whether the
+        backward pass goes around blocks that don't move (DropBP) or through them.
     """
-    model = NanoGPT(config_of(size), dtype, rngs=nnx.Rngs(seed))
+    config = config_of(size)
+    model = NanoGPT(config, dtype, rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(model, nnx.Param)
-    return lambda params, x: nnx.merge(graphdef, params)(x), nnx.as_pure(params)
+
+    def apply(
+        params: Any,
+        tokens: Int[Array, "B T"],
+        active: Active | None = None,
+        present: Active | None = None,
+        around: bool = False,
+    ) -> Float[Array, "B T V"]:
+        moves, here = of_blocks(layer_order(config), active, present)
+        dropped = tuple(around and not move for move in moves)
+        return nnx.merge(graphdef, params)(tokens, here, dropped)
+
+    return apply, nnx.as_pure(params)
 
 
 def layer_order(size: str | Config) -> list[str]:
@@ -226,11 +258,13 @@ def layers(
     scanned: bool = False,
     radius: float = HIDDEN_RADIUS,
     sign_radius: float = SIGN_RADIUS,
+    norm: dm.norms.Norm | None = None,
 ):
     """Every leaf in the norms of Scion's and Gluon's language models.
 
     Matrices √(n_out/n_in)·spectral; the embedding and the head sign/n_in with n_in the
-    width C of both. `scanned` is for `nanogpt_scan`.
+    width C of both. `scanned` is for `nanogpt_scan`, `norm` another one of the blocks'
+    matrices.
     """
     sign, by_width = dm.norms.scion_sign(), dm.View((1,), (0,))
     head = [] if config_of(size).tied else ["head"]
@@ -239,7 +273,7 @@ def layers(
         geometry=[
             ("embed", sign, sign_radius, by_width),
             *((name, sign, sign_radius) for name in head),
-            ("kernel", dm.norms.scion_spectral(), radius),
+            ("kernel", norm or dm.norms.scion_spectral(), radius),
         ],
         stacked="blocks" if scanned else None,
     )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 import dropmuon_optax as dm
 from benchmarks.models import nanogpt
+from benchmarks.models.depth import Active, of_blocks
 
 
 def build(
@@ -29,9 +30,8 @@ def build(
         dtype: Of the activations and products; the weights are float32.
 
     Returns:
-        (params, tokens (B, T), active=None) -> logits (B, T, V) in float32, where the
-        static `active` says which layers of `nanogpt.layer_order` move; and a tree of
-        plain arrays, `embed/embedding`, `blocks/up/kernel` (L, C, 4C), ….
+        What `nanogpt.build` does, the tree being `embed/embedding`, `blocks/up/kernel`
+        (L, C, 4C), ….
     """
     config = nanogpt.config_of(size)
     params = nnx.to_pure_dict(nanogpt.build(config, seed=seed)[1])
@@ -42,13 +42,25 @@ def build(
     without = nnx.graphdef(nanogpt.NanoGPT(empty, dtype, rngs=nnx.Rngs(0)))
 
     def apply(
-        params: Any, tokens: Int[Array, "B T"], active: tuple[bool, ...] | None = None
+        params: Any,
+        tokens: Int[Array, "B T"],
+        active: Active | None = None,
+        present: Active | None = None,
+        around: bool = False,
     ) -> Float[Array, "B T V"]:
         ends = {name: part for name, part in params.items() if name != "blocks"}
         model = nnx.merge(without, ends)
-        moves = None if active is None else active[1 : config.num_layers + 1]
+        moves, here = of_blocks(nanogpt.layer_order(config), active, present)
+        one = run(block)
         x = model.read(tokens)  # (B, T, C)
-        x = dm.scan_layers(run(block), params["blocks"], x, moves)  # (B, T, C)
+        x = dm.scan_layers(
+            one,
+            params["blocks"],
+            x,
+            moves,
+            here,
+            frozen=dm.drop_backward(one) if around else None,
+        )  # (B, T, C)
         return model.write(x)  # (B, T, V)
 
     return apply, params

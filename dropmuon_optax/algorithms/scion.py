@@ -34,6 +34,16 @@ def scion(
 ) -> optax.GradientTransformationExtraArgs:
     """Scion: Xᵢ ← (1 − γ)Xᵢ + γ·argmin {⟨Mᵢ, x⟩ : ‖x‖₍ᵢ₎ ≤ ρᵢ}.
 
+    The balls of the constrained step are as exact as the oracles. With the default,
+    five steps of Keller Jordan's, spectral norms stay below 1.2024 ρᵢ, the largest
+    value of the polynomial, not below ρᵢ: on a constant gradient they stand at 1.13 ρᵢ.
+    `Spectral(num_steps=None)` and `Spectral(8, linalg.POLAR_EXPRESS)` keep them in ρᵢ.
+
+    In bfloat16 an update below half a rounding of its weight is lost. With a constant γ
+    weights on their way to ρᵢ stall at γ/(γ + 2⁻⁸) to γ/(γ + 2⁻⁹) of it, 72 % to 84 %
+    for 0.01 and 20 % to 34 % for 0.001. Keep the parameters in float32 and cast them to
+    bfloat16 in the loss; the optimizer then sees float32 alone.
+
     Args:
       learning_rate: γ, a number or a schedule; a constrained step needs γ ≤ 1.
       layers: a function from the parameters to a tree of `Layer`s with radii ρᵢ; None

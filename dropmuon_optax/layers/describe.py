@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.layers.by_path import layers_by_path
 from dropmuon_optax.layers.geometry import (
     ball_geometry,
     muon_geometry,
@@ -16,12 +17,11 @@ from dropmuon_optax.layers.names import NAME_RULES
 from dropmuon_optax.layers.readings import how_to_settle, rule_for
 from dropmuon_optax.layers.rules import Rules, check_rules, choose
 
-_DEFAULTS = (
-    "`layers` must be a function, got None, for which optimizers differ: write "
-    "layers_by_path(None, muon_geometry) for what `muon` takes, "
-    "layers_by_path(None, ball_geometry) for `scion`, and "
-    "layers_by_path(None, scion_geometry) for `gluon` and scion(constrained=False)"
-)
+_DEFAULTS = {
+    "muon": muon_geometry,
+    "scion": ball_geometry,
+    "gluon, and scion(constrained=False)": scion_geometry,
+}
 
 
 def describe(
@@ -38,9 +38,8 @@ def describe(
     admit another reading. A rule with a view settles it.
 
     Args:
-      layers: a function from the parameters to a tree of `Layer`s. Optimizers have
-        defaults of their own for None; which one is meant can't be told here, so None
-        is refused with those to choose from.
+      layers: a function from the parameters to a tree of `Layer`s; None is what each
+        optimizer makes of `layers=None`, one table after the other.
       params: the parameters (or their `jax.ShapeDtypeStruct`s).
       compressor: as `ef21_muon` takes them; shows each leaf's compressor besides, and
         its payload as a share of the leaf in float32.
@@ -57,15 +56,39 @@ def describe(
 
     Examples:
       >>> from dropmuon_optax import norms
-      >>> from dropmuon_optax.layers.by_path import layers_by_path
       >>> layers = layers_by_path(None, [("", norms.MaxEntry(), 1.0)])
       >>> _ = describe(layers, {"w": jnp.ones((8, 4))})
       path  shape   layer  norm        radius  matrices
       w     (8, 4)  -      MaxEntry()  1.0     1 × (8, 4)
     """
-    if layers is None:
-        raise ValueError(_DEFAULTS)
     check_rules("compressor", compressor)
+    text = ""
+    if layers is None:
+        for name, geometry in _DEFAULTS.items():
+            layers = layers_by_path(None, geometry)
+            table = _described(layers, params, compressor, strict, evidence)
+            text += f"{name}\n{table}\n\n"
+    else:
+        text = _described(layers, params, compressor, strict, evidence)
+    if evidence:
+        names = [
+            [rule.role, " | ".join(rule.layouts), rule.seen_in, rule.pattern]
+            for rule in NAME_RULES
+        ]
+        text = (
+            text.rstrip()
+            + "\n\n"
+            + _table([["role", "axes", "seen in", "name"], *names])
+        )
+    text = text.rstrip()
+    print(text)
+    return text
+
+
+def _described(
+    layers: LayersFn, params: Any, compressor: Any, strict: bool, evidence: bool
+) -> str:
+    """The table of one tree of layers."""
     leaves = join(layers, params)
     if strict:
         _refuse_guesses(leaves)
@@ -79,15 +102,7 @@ def describe(
         header += ["read as" if evidence else "guessed"]
         for row, leaf in zip(rows, leaves, strict=True):
             row.append(_evidence(leaf) if evidence or _guessed(leaf) else "")
-    text = _table([header, *rows])
-    if evidence:
-        names = [
-            [rule.role, " | ".join(rule.layouts), rule.seen_in, rule.pattern]
-            for rule in NAME_RULES
-        ]
-        text += "\n\n" + _table([["role", "axes", "seen in", "name"], *names])
-    print(text)
-    return text
+    return _table([header, *rows])
 
 
 def _table(rows: list[list[str]]) -> str:

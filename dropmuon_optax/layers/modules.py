@@ -87,6 +87,28 @@ def with_parameters(model: Any, params: Any) -> Any:
     return equinox.combine(params, rest)
 
 
+def with_changes(model: Any, params: Any) -> Any:
+    """The model with other `parameters`: a copy, of modules of nnx too."""
+    if not is_nnx(model):
+        return with_parameters(model, params)
+    nnx = sys.modules["flax.nnx"]
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    # Variables of their own, at the level of a trace if there is one.
+    params, rest = jax.tree.map(lambda x: x, (params, states[1]))
+    return nnx.merge(graphdef, params, rest)
+
+
+def changes_of(model: Any) -> dict[str, Any]:
+    """What a module of nnx holds beside its parameters: path -> array."""
+    if not is_nnx(model):
+        return {}
+    nnx = sys.modules["flax.nnx"]
+    return {
+        "/".join(path): jax.random.key_data(x) if _is_key(x) else x
+        for path, x in _leaves(nnx.state(model, nnx.Not(nnx.Param)))
+    }
+
+
 def nnx_value_and_grad(
     fun: Callable[..., Any], moves: list[bool], has_aux: bool
 ) -> Callable[..., tuple[Any, list[Any]]]:
@@ -248,6 +270,10 @@ def _word(key: Any) -> str:
 def _is_array(x: Any) -> bool:
     has_dtype = getattr(x, "dtype", None) is not None  # a linen module's is None
     return has_dtype or isinstance(x, bool | int | float | complex)
+
+
+def _is_key(x: Any) -> bool:
+    return _is_array(x) and jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
 def _is_inexact(x: Any) -> bool:

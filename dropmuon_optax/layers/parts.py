@@ -42,6 +42,11 @@ class Part:
         """Whether all of the leaf moves."""
         return all(self.moves)
 
+    @property
+    def complement(self) -> "Part":
+        """What does not move of the leaf."""
+        return dataclasses.replace(self, moves=tuple(not move for move in self.moves))
+
     def cut(self, x: Any) -> Any:
         """What moves of the leaf, along its axis."""
         return x if self.all else x[self._index()]

@@ -43,6 +43,26 @@ class Coefficients(Noun):
             )
         checks.in_range("safety", self.safety, 1.0)
 
+    @classmethod
+    def of(cls, *steps: Triple, repeats_last: bool = True) -> "Coefficients":
+        """A set of your own, from plain triples.
+
+        Args:
+          *steps: the triples (a, b, c), one for each step.
+          repeats_last: whether further steps use the last triple again.
+
+        Returns:
+          The set, without a safety margin.
+
+        Raises:
+          ValueError: if there are no triples.
+
+        Examples:
+          >>> Coefficients.of((2.0, -1.5, 0.5)).first(2)
+          ((2.0, -1.5, 0.5), (2.0, -1.5, 0.5))
+        """
+        return cls("custom", steps, "given as numbers", repeats_last)
+
     def first(self, num_steps: int) -> tuple[Triple, ...]:
         """The triples of the first `num_steps` steps.
 

@@ -105,6 +105,22 @@ def gram_form(
     return y.T if tall else y
 
 
+def gram_flops(
+    shape: tuple[int, int],
+    num_steps: int,
+    coefficients: Coefficients = KELLER_JORDAN,
+) -> int:
+    """FLOPs of the products of `gram_newton_schulz`, as `plain_flops` counts them.
+
+    >>> gram_flops((2, 4), 5)  # 4p²q + 14p³ multiplications for sides p ≤ q
+    352
+    """
+    p, q = sorted(shape)
+    several = parts(coefficients.first(num_steps))
+    small = sum(4 * len(part) - 3 for part in several)  # see `gram_form`
+    return 2 * (2 * len(several) * p * p * q + small * p**3)
+
+
 def parts(steps: tuple[Triple, ...]) -> list[tuple[Triple, ...]]:
     """The steps between restarts: as many as `MAX_GROWTH` allows.
 

@@ -102,6 +102,16 @@ def plain_form(
     return y.T if tall else y
 
 
+def plain_flops(shape: tuple[int, int], num_steps: int) -> int:
+    """FLOPs of the products of `newton_schulz`, two for a multiplication and a sum.
+
+    >>> plain_flops((4, 2), 5)  # 5·(2p²q + p³) multiplications for sides p ≤ q
+    400
+    """
+    p, q = sorted(shape)
+    return 2 * num_steps * (2 * p * p * q + p**3)
+
+
 @jax.jit
 def polar_factor(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
     """The exact polar factor UVᵀ, by singular value decomposition.

@@ -12,7 +12,7 @@ from dropmuon_optax.norms.column import Column
 from dropmuon_optax.norms.max_entry import MaxEntry
 from dropmuon_optax.norms.rms import RMS
 from dropmuon_optax.norms.row import Row
-from dropmuon_optax.norms.scaled import Monomial, Scaled
+from dropmuon_optax.norms.scaled import LongSide, Monomial, Scaled
 from dropmuon_optax.norms.spectral import Spectral
 
 
@@ -41,6 +41,36 @@ def muon_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
     """
     factor = Monomial(fan_in=0.5, fan_out=-0.5, at_most=1.0)
     return Scaled(inner, factor).named(_call("muon_spectral", inner))
+
+
+def consistent_rms(rms: float = 0.2, inner: Norm = Spectral()) -> Scaled:  # noqa: B008
+    """Moonlight's geometry: a unit step is rms·√max(n_in, n_out)·UVᵀ.
+
+    The root mean square of its entries is `rms` for a matrix of full rank and any
+    sides, so that learning rates and weight decay of AdamW serve.
+
+    Args:
+      rms: root mean square of a unit step's entries; AdamW's is about 0.2.
+      inner: the norm to scale.
+
+    Raises:
+      ValueError: if `rms` is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> exact = Spectral(num_steps=None)
+    >>> consistent_rms(0.5, exact).lmo(jnp.ones((1, 4))).round(3).tolist()
+    [[-0.5, -0.5, -0.5, -0.5]]
+
+    References:
+      Liu et al., Muon is Scalable for LLM Training, arXiv:2502.16982;
+      `consistent_rms` in Optax, `adjust_lr_fn="match_rms_adamw"` in PyTorch.
+    """
+    checks.in_range("rms", rms, 0.0, math.inf, open_low=True)
+    arguments = [str(rms)] if rms != 0.2 else []
+    if inner != Spectral():
+        arguments.append(f"inner={inner!r}")
+    scaled = Scaled(inner, LongSide(-0.5, 1.0 / rms))
+    return scaled.named(f"consistent_rms({', '.join(arguments)})")
 
 
 def scion_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)

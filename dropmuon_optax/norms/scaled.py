@@ -126,3 +126,32 @@ class Monomial(Noun):
     def __call__(self, m: int, n: int) -> float:
         """The value for a matrix of m rows and n columns."""
         return min(self.at_most, self.constant * m**self.fan_in * n**self.fan_out)
+
+
+@final
+@dataclasses.dataclass(frozen=True, repr=False)
+class LongSide(Noun):
+    """constant · max(fan_in, fan_out)ᵃ of a matrix (fan_in, fan_out).
+
+    Attributes:
+      power: the power a.
+      constant: a positive constant.
+
+    Raises:
+      ValueError: if `power` is no number, or `constant` not positive.
+
+    Examples:
+      >>> LongSide(0.5)(16, 4)
+      4.0
+    """
+
+    power: float
+    constant: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.in_range("power", self.power)
+        checks.in_range("constant", self.constant, 0.0, math.inf, open_low=True)
+
+    def __call__(self, m: int, n: int) -> float:
+        """The value for a matrix of m rows and n columns."""
+        return self.constant * max(m, n) ** self.power

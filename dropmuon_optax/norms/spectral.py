@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.linalg import Coefficients
-from dropmuon_optax.linalg.gram import gram_form
-from dropmuon_optax.linalg.orthogonalize import plain_form
+from dropmuon_optax.linalg.gram import gram_flops, gram_form
+from dropmuon_optax.linalg.orthogonalize import plain_flops, plain_form
 from dropmuon_optax.norms.base import Norm
 
 # The ratio of a matrix's sides from which its Gram form is the faster one. With p ≤ q
@@ -104,6 +104,28 @@ class Spectral(Norm):
                         f"got {getattr(self, name)!r}"
                     )
 
+    def num_flops(self, shape: tuple[int, int]) -> int:
+        """FLOPs of the oracle's matrix products, two for a multiplication and a sum.
+
+        Args:
+          shape: of the matrix, (m, n).
+
+        Raises:
+          ValueError: if the oracle is no Newton–Schulz iteration of this package.
+
+        Examples:
+          >>> Spectral().num_flops((256, 1024)) / 256**3  # sides of 1 : 4
+          60.0
+        """
+        if self.num_steps is None or self.orthogonalize is not None:
+            raise ValueError(
+                "`num_flops` must be asked of a norm with `num_steps` and without "
+                f"`orthogonalize`, got {self!r}"
+            )
+        if _is_long(shape):
+            return gram_flops(shape, self.num_steps, self.coefficients)
+        return plain_flops(shape, self.num_steps)
+
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         return jnp.max(_singular_values(x))
 
@@ -115,11 +137,14 @@ class Spectral(Norm):
             return self.orthogonalize(g)
         if self.num_steps is None:
             return linalg.polar_factor(g)
-        short, long = sorted(g.shape)
-        wide = long >= GRAM_ASPECT * short
-        form = gram_form if wide else plain_form
+        form = gram_form if _is_long(g.shape) else plain_form
         y = form(g, self.num_steps, self.coefficients, self.dtype, self.precision)
         return y.astype(g.dtype)
+
+
+def _is_long(shape: tuple[int, ...]) -> bool:
+    short, long = sorted(shape)
+    return long >= GRAM_ASPECT * short
 
 
 @linalg.one_by_one

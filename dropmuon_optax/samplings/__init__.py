@@ -11,6 +11,7 @@ from dropmuon_optax.samplings.independent import Independent as Independent
 from dropmuon_optax.samplings.nice import Nice as Nice
 from dropmuon_optax.samplings.nice import OneOf as OneOf
 from dropmuon_optax.samplings.nice import cyclic_sets as cyclic_sets
+from dropmuon_optax.samplings.periodic import Periodic as Periodic
 from dropmuon_optax.samplings.progressive import Progressive as Progressive
 from dropmuon_optax.samplings.round_robin import RoundRobin as RoundRobin
 from dropmuon_optax.samplings.staged import Staged as Staged
@@ -28,6 +29,7 @@ __all__ = [
     "Nice",
     "OneOf",
     "cyclic_sets",
+    "Periodic",
     "Progressive",
     "RoundRobin",
     "Staged",

@@ -170,6 +170,39 @@ class Sampling(Noun, abc.ABC):
         certain = _thresholds(self._checked(num_layers)) == _CERTAIN
         return tuple(certain.all(axis=0).tolist())
 
+    def remaining(self, num_layers: int, count: int) -> Float[np.ndarray, "rows b"]:
+        """The rows of the table that may hold at step k or later; all, by default.
+
+        Args:
+          num_layers: the number of layers b.
+          count: k, a whole number on the host.
+        """
+        del count
+        return self._checked(num_layers)
+
+    def settled(self, num_layers: int, count: int) -> int:
+        """How many of the first layers never move again, from step k on.
+
+        Their outputs are fixed, then: `cache_features` keeps them.
+
+        Args:
+          num_layers: the number of layers b.
+          count: k, a whole number on the host.
+
+        Returns:
+          The number of leading layers that have probability 0 at k and later (if the
+          rows of `table` come in an order of their own, at any step).
+
+        Raises:
+          ValueError: if the sampling is one of another number of layers, or `count` is
+            no whole number from 0 on.
+        """
+        self.check(num_layers)
+        if count != 0:
+            checks.positive_int("count", count)
+        moves = (_thresholds(self.remaining(num_layers, count)) > 0).any(axis=0)
+        return int(np.argmax(moves)) if moves.any() else num_layers
+
     def num_words(self, num_layers: int) -> int:
         """How many random words a draw takes."""
         return 1 if self.nested else num_layers

@@ -41,6 +41,9 @@ class _Shift(Sampling, abc.ABC):
     def row(self, num_layers: int, count: Any) -> Any:
         return (count // self._steps_per_stage).clip(max=self._last_row)
 
+    def remaining(self, num_layers: int, count: int) -> Float[np.ndarray, "rows b"]:
+        return self.table(num_layers)[self.row(num_layers, np.asarray(count)) :]
+
     @property
     def _last_row(self) -> int:
         return -(-self._num_steps // self._steps_per_stage)

@@ -68,3 +68,7 @@ class Grown(Sampling):
         """The stage in force."""
         later = [(count - (first - 1)).clip(0, 1) for first, _ in self.stages[1:]]
         return sum(later, start=0 * count)
+
+    def remaining(self, num_layers: int, count: int) -> Float[np.ndarray, "rows b"]:
+        """The rows of the stage in force and of the later ones."""
+        return self.table(num_layers)[self.row(num_layers, np.asarray(count)) :]

@@ -73,6 +73,15 @@ class Staged(Sampling):
             offset += len(sampling.table(num_layers))
         return row
 
+    def remaining(self, num_layers: int, count: int) -> Float[np.ndarray, "rows b"]:
+        """Those of the stage in force and of the later ones."""
+        ends = [first for first, _ in self.stages[1:]]
+        later = [sampling for _, sampling in self.stages[: len(ends)]]
+        pairs = zip(later, ends, strict=True)
+        left = [sampling for sampling, end in pairs if count < end]
+        left.append(self.stages[-1][1])
+        return np.concatenate([s.remaining(num_layers, count) for s in left])
+
 
 def as_stages(stages: Any, what: str) -> tuple[tuple[int, Any], ...]:
     """`stages` as pairs (first step, what holds from there on), in order from step 0.

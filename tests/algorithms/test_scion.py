@@ -75,6 +75,67 @@ def test_constrained_weights_never_leave_the_ball(key):
             assert value(name, x[name]) <= radius * (1 + 1e-5)
 
 
+LARGEST = 1.2024  # of Keller Jordan's polynomial over [0, 1], at σ = 0.0041
+
+
+def last_norms(norm, values, radius=8.0):
+    """‖X‖₂ in radii, step by step, where the gradient has always these values."""
+    rng = np.random.default_rng(0)
+    u, _ = np.linalg.qr(rng.normal(size=(24, len(values))))
+    v, _ = np.linalg.qr(rng.normal(size=(len(values), len(values))))
+    g = jnp.asarray(-(u * values) @ v, jnp.float32)
+    tx = dm.scion(0.1, dm.layers_by_path(None, [("", norm, radius)]))
+    x = jnp.zeros(g.shape)
+    state, found = tx.init(x), []
+    update = jax.jit(tx.update)
+    for _ in range(120):
+        updates, state = update(g, state, x)
+        x = optax.apply_updates(x, updates)
+        found.append(np.linalg.norm(np.asarray(x, np.float64), 2) / radius)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("norm", "least", "most"),
+    [
+        (dm.norms.Spectral(), 1.19, LARGEST),
+        (EXACT, 0.999, 1.0),
+        (dm.norms.Spectral(8, dm.linalg.POLAR_EXPRESS), 0.999, 1.0),
+    ],
+    ids=["default", "exact", "polar express"],
+)
+def test_the_ball_is_as_exact_as_the_oracle(norm, least, most):
+    # The first value is Frobenius-normalized to 1, the last to where p is largest.
+    found = last_norms(norm, np.array([1.0, 0.02, 0.0041115]))
+    assert found.max() <= most * (1 + 1e-5)
+    assert found[-1] >= least
+
+
+@pytest.mark.parametrize(
+    ("rate", "least", "most"), [(0.01, 0.72, 0.84), (0.001, 0.2, 0.34)]
+)
+def test_bfloat16_stalls_and_float32_masters_do_not(rate, least, most):
+    layers = dm.layers_by_path(None, [("", dm.norms.RMS(), 1.5)])
+    tx = dm.scion(rate, layers)
+
+    def loss(x):
+        return -x.astype(jnp.bfloat16).sum()
+
+    @jax.jit
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(jax.grad(loss)(x), state, x)
+        return (optax.apply_updates(x, updates), state), None
+
+    ends = {}
+    for dtype in (jnp.bfloat16, jnp.float32):
+        x = jnp.zeros(4, dtype)
+        (x, _), _ = jax.lax.scan(step, (x, tx.init(x)), length=10_000)
+        ends[dtype] = np.asarray(x, np.float64) / 1.5
+    assert np.all((ends[jnp.bfloat16] >= least) & (ends[jnp.bfloat16] <= most))
+    np.testing.assert_allclose(ends[jnp.float32], 1.0, rtol=1e-4)
+
+
 def test_unconstrained_steps_are_as_long_as_the_radius_says():
     layers = dm.layers_by_path(None, GEOMETRY)
     tx = dm.scion(0.1, layers, constrained=False)

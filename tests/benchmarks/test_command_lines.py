@@ -90,8 +90,10 @@ def parser_of(program):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_wrong_value_is_refused(program, tmp_path, capsys):
+def test_every_wrong_value_is_refused(program, tmp_path, capsys, record_property):
     parse, part = parser_of(program)
+    num_values = sum(map(len, PROGRAMS[program].values()))
+    record_property("refused in one line", num_values)
     file = tmp_path / "file"
     file.write_text("")
     for option, values in PROGRAMS[program].items():

@@ -16,6 +16,7 @@ from benchmarks.ef21_muon import workers as ef21_workers
 from benchmarks.language import sweep_report as lm_sweep_report
 from benchmarks.oracle import __main__ as oracle
 from benchmarks.smoothness import __main__ as smoothness
+from benchmarks.trust import report as trust_report
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,6 +35,7 @@ PAGES = {
     "benchmarks/language/README.md": (8, 2),
     "benchmarks/smoothness/README.md": (0, 4),
     "benchmarks/oracle/README.md": (16, 1),
+    "benchmarks/trust/README.md": (0, 1),
 }
 
 # What prints the tables of a file of result lines.
@@ -54,6 +56,7 @@ PRINTERS = {
     "ef21_muon_cost": ef21_report.tables_of_cost,
     "ef21_muon_losses": ef21_losses_report.tables,
     "oracle": oracle.tables,
+    "trust": lambda entries: [trust_report.table(entries)],
 }
 MEASURED = re.compile(
     r"-?\d[\d,.]*(?: \w{1,2}| %)? \(-?\d[\d,.]*(?: \w{1,2}| %)? … "

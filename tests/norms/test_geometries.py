@@ -31,6 +31,16 @@ GEOMETRIES = [
         (12, 5),
         lambda g: np.sqrt(max(1, g.shape[1] / g.shape[0])) * oracles.polar(g),
     ),
+    (
+        norms.consistent_rms(inner=EXACT),
+        (12, 5),
+        lambda g: 0.2 * np.sqrt(12) * oracles.polar(g),
+    ),
+    (
+        norms.consistent_rms(0.3, EXACT),
+        (5, 12),
+        lambda g: 0.3 * np.sqrt(12) * oracles.polar(g),
+    ),
 ]
 
 
@@ -112,6 +122,8 @@ def test_equal_geometries_are_equal_and_hash_alike():
         "scion_sign()",
         "scion_column()",
         "scion_row()",
+        "consistent_rms()",
+        "consistent_rms(0.3, inner=Frobenius())",
     ],
 )
 def test_geometries_print_as_the_calls_that_make_them(call):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropmuon_optax import counters, norms
+from dropmuon_optax import counters, linalg, norms
 from dropmuon_optax.norms.spectral import GRAM_ASPECT
 
 # Of the largest entry of 1: float32's roundings grow by the polynomial's slope (some
@@ -46,3 +46,18 @@ def test_long_matrices_take_the_gram_form(tall):
         g = jnp.ones((long, 12) if tall else (12, long))
         counts = counters.count_primitives(norms.Spectral().lmo, g)
         assert counts["dot_general"] == products
+
+
+@pytest.mark.parametrize("num_steps", [4, 5, 8])
+@pytest.mark.parametrize("shape", [(192, 192), (192, 288), (192, 384), (768, 192)])
+def test_the_flops_are_those_of_the_compiled_program(shape, num_steps):
+    for coefficients in (linalg.KELLER_JORDAN, linalg.POLAR_EXPRESS):
+        norm = norms.Spectral(num_steps, coefficients)
+        compiled = counters.count_flops(norm.lmo, jnp.ones(shape))
+        assert norm.num_flops(shape) == pytest.approx(compiled, rel=0.02)
+
+
+def test_flops_that_are_not_known_are_refused():
+    for norm in (norms.Spectral(num_steps=None), norms.Spectral(orthogonalize=abs)):
+        with pytest.raises(ValueError, match="`num_flops` must be asked of a norm wi"):
+            norm.num_flops((2, 2))

@@ -420,11 +420,15 @@ def test_the_fewer_layers_move_the_less_a_step_costs(tied):
         assert costs[-1] == forward + 2 * 16 * 32
 
 
-def test_oracles_cost_five_iterations_of_each_matrix():
+def test_oracles_cost_what_they_multiply():
     config = gpt.PRESETS["124m"]
-    square, wide = 6 * 768**3, 4 * 768**2 * 3072 + 2 * 768**3
-    expected = 12 * 5 * (4 * square + 2 * wide)
+    square = 2 * 5 * 3 * 768**3  # the plain form
+    wide = 2 * (4 * 768**2 * 3072 + 14 * 768**3)  # the Gram form, restarted once
+    expected = 12 * (4 * square + 2 * wide)
     assert lm_costs.oracle_flops(config, "muon") == expected
+    plain = 2 * 5 * (2 * 768**2 * 3072 + 768**3)
+    expected_of_optax = 12 * (4 * square + 2 * plain)
+    assert lm_costs.oracle_flops(config, "optax_muon") == expected_of_optax
     assert lm_costs.oracle_flops(config, "adamw") == 0
     active = [False] * 7 + [True] * 6
     assert lm_costs.oracle_flops(config, "drop_muon", active) == expected / 2

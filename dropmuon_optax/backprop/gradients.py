@@ -5,7 +5,7 @@ moves, and a product with its input for each that does. What neither needs is no
 program: it is not differentiated, so nothing is left for a compiler to find.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dropmuon_optax import checks
-from dropmuon_optax.layers.leaves import LayersFn, path_of
+from dropmuon_optax.layers.leaves import LayersFn
 from dropmuon_optax.layers.modules import (
     is_nnx,
     nnx_value_and_grad,
     parameters,
     with_parameters,
 )
-from dropmuon_optax.layers.parts import WHOLE, Part, check_active, place, runs
+from dropmuon_optax.layers.parts import WHOLE, Part, check_active, place
 
 
 def value_and_grad(
@@ -153,100 +153,3 @@ def _zero_frozen_rows(g: Array, part: Part) -> Array:
     if part.all:
         return g
     return jnp.where(part.mask(g.ndim), g, jnp.zeros_like(g))
-
-
-def scan_layers(
-    block: Callable[[Any, Any], Any],
-    stacked_params: Any,
-    h: Any,
-    active: Sequence[bool] | None = None,
-    present: Sequence[bool] | None = None,
-    *,
-    axis: int = 0,
-) -> Any:
-    """Runs `h` through a stack of equal layers; backpropagation sees those that move.
-
-    h ← block(params[j], h) for j = 0, …, L − 1, by one `jax.lax.scan` for each maximal
-    run of layers that move or that don't. Layers that don't are not differentiated with
-    respect to their parameters, nor at all if `h` comes from nothing that moves: then
-    the backward pass ends at the first layer that does. Layers that aren't `present`
-    are left out, h ← h: they cost nothing.
-
-    Args:
-      block: a function (one layer's parameters, h) -> h, of one structure and shape.
-        Wrap it in `jax.checkpoint` to keep its input only.
-      stacked_params: a tree of arrays with an axis of length L over layers.
-      h: the input of layer 0, a tree of arrays.
-      active: whether each of these L layers moves; static. None is all that are
-        present.
-      present: whether each of them is run; static. None is all. Only blocks with a
-        residual path, h + branch(h), make sense without their neighbors.
-      axis: the axis over layers. Others than the leading one are moved there first,
-        which copies the parameters.
-
-    Returns:
-      The output of the last layer that is present.
-
-    Raises:
-      ValueError: if `active` or `present` isn't a tuple of L bools, a layer moves that
-        isn't present, or the axes differ in length.
-
-    Examples:
-      The stack is layers 1 to 4 of a model that has an embedding in front:
-
-      >>> from dropmuon_optax.layers import layers_by_path
-      >>> params = {"embed": jnp.ones((3, 2)), "blocks": jnp.ones((4, 2, 2))}
-      >>> layers = layers_by_path(order=["embed", "blocks"], stacked="blocks")
-      >>> def loss(params, tokens, active):
-      ...     h = params["embed"][tokens]
-      ...     h = scan_layers(
-      ...         lambda w, h: jnp.tanh(h @ w), params["blocks"], h, active[1:]
-      ...     )
-      ...     return jnp.sum(h)
-      >>> active = (False, False, False, True, True)
-      >>> value, grads = value_and_grad(lambda *args: loss(*args, active), layers)(
-      ...     params, jnp.array([0, 2]), active=active
-      ... )
-      >>> print(jnp.any(grads["blocks"] != 0, axis=(1, 2)))
-      [False False  True  True]
-    """
-    length = _length(stacked_params, axis)
-    if axis != 0:
-        stacked_params = jax.tree.map(
-            lambda x: jnp.moveaxis(x, axis, 0), stacked_params
-        )
-    present = check_active(
-        (True,) * length if present is None else present, length, True
-    )
-    active = check_active(present if active is None else active, length, empty=True)
-    if any(moves and not here for moves, here in zip(active, present, strict=True)):
-        raise ValueError(
-            f"`present` must hold every layer of `active`, got {present} for {active}"
-        )
-    for start, stop, (moves, here) in runs(list(zip(active, present, strict=True))):
-        if not here:
-            continue
-        run = stacked_params
-        if stop - start < length:
-            run = jax.tree.map(lambda x, a=start, b=stop: x[a:b], run)
-        if not moves:
-            run = jax.lax.stop_gradient(run)
-        h, _ = jax.lax.scan(lambda h, params: (block(params, h), None), h, run)
-    return h
-
-
-def _length(stacked_params: Any, axis: int) -> int:
-    """How many layers lie along an axis."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(stacked_params)
-    lengths = {}
-    for keys, x in flat:
-        ndim = jnp.ndim(x)
-        found = jnp.shape(x)[axis] if -ndim <= axis < ndim else None
-        lengths.setdefault(found, path_of(keys))
-    if len(lengths) != 1 or None in lengths:
-        which = "leading axes" if axis == 0 else f"axes {axis}"
-        raise ValueError(
-            f"`stacked_params` must have {which} of one length, got "
-            f"{ ({path: length for length, path in lengths.items()}) }"
-        )
-    return next(iter(lengths))

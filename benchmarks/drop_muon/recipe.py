@@ -1,0 +1,241 @@
+"""Layers that settle early, their outputs kept: a recipe against full-network Muon.
+
+Claim: all layers first, then suffixes that start from kept outputs of the settled
+layers (`freeze_and_keep`), reach full Muon's validation accuracies sooner at the same
+time; a full Muon whose early layers' rate falls as soon doesn't, nor one of larger
+batches.
+
+Command: python -m benchmarks.drop_muon.recipe [--data mnist fashion_mnist cifar10]
+    [--methods muon freeze_and_keep] [--seeds 0 1 2 3 4] [--budgets 4 8 16]
+    [--equal s FLOPs steps]
+Device: one core of a CPU; any JAX device does. It may be busy: see below.
+Expected: the README beside this file.
+
+A budget is what full Muon gets: so many seconds, by the step times that
+`recipe_steps` measured on a quiet machine. `--equal` says in what the others get the
+same: seconds by that table, FLOPs of their compiled programs, or steps. Learning rates
+fall linearly to zero at the end of each run's budget. All methods of a seed start from
+the same weights and read samples in the same order.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from functools import partial
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import dropmuon_optax as dm
+from benchmarks.common import data, record, train
+from benchmarks.common.options import (
+    file_name,
+    new_parser,
+    positive,
+    rate,
+    refusing,
+    seed,
+)
+from benchmarks.drop_muon import recipe_report, recipe_steps, recipes
+from benchmarks.drop_muon.recipe_steps import Network
+from benchmarks.drop_muon.recipes import METHODS, Method, Plan
+from benchmarks.models import cnn
+
+IMAGE_SETS = ["mnist", "fashion_mnist", "cifar10"]
+UNITS = ["s", "FLOPs", "steps"]
+
+
+class Bench(NamedTuple):
+    """What all runs on a data set share."""
+
+    dataset: data.Dataset
+    network: Network
+    accuracy: Any  # (params, images, labels) -> share
+    costs: dict[str, recipes.Costs]  # by unit
+
+
+def prepare(options: argparse.Namespace, name: str) -> Bench:
+    """Loads the images and the table of costs."""
+    dataset = data.load(name)
+    if options.limit:
+        dataset = data.head(dataset, options.limit)
+    entry = recipe_steps.measured(options.costs, options.model, name)
+    costs = {unit: recipe_steps.costs(entry, unit) for unit in UNITS}
+    network = recipe_steps.new_network(options.model, recipe_steps.IMAGE_SHAPES[name])
+    return Bench(dataset, network, train.build_accuracy(network.apply), costs)
+
+
+def sample_order(num_samples: int, seed: int) -> Iterator[int]:
+    """Each epoch is shuffled by (seed, epoch) alone, as in `data.batches`."""
+    for epoch in itertools.count():
+        yield from np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+def run(bench: Bench, method: Method, plan: Plan, seed: int) -> dict[str, Any]:
+    """Trains as planned and returns what was measured, with units in the keys."""
+    network, dataset = bench.network, bench.dataset
+    params = recipe_steps.first_params(network, seed)
+    opt_state = recipe_steps.init_state(plan.parts[0].kinds[0], params)
+    state = jax.tree.map(lambda x: x.copy(), (params, opt_state))
+    order = sample_order(len(dataset.train_labels), seed)
+    for part in plan.parts:
+        for kind in set(part.kinds):
+            recipe_steps.program(network, kind)  # compiled outside the clock
+    clock, keeping_s, losses = perf_counter(), 0.0, []
+    for part in plan.parts:
+        images, labels, ids = dataset.train_images, dataset.train_labels, order
+        if part.num_kept:
+            pool = np.fromiter(itertools.islice(order, part.num_kept), np.int64)
+            start_s = perf_counter()
+            images = keep(bench, plan, part, state[0], images[pool])
+            keeping_s += perf_counter() - start_s
+            labels, ids = labels[pool], sample_order(part.num_kept, seed)
+        for step, kind in enumerate(part.kinds, part.first_step):
+            chosen = list(itertools.islice(ids, kind.batch_size))
+            shares = np.array(recipes.rates(method, plan.progress[step]), np.float32)
+            call = recipe_steps.program(network, kind).call
+            rates = np.float32(method.learning_rate) * shares
+            *state, loss = call(*state, rates, images[chosen], labels[chosen])
+            losses.append(loss)
+    jax.block_until_ready(state)
+    elapsed_s = perf_counter() - clock
+    part = dataset.validation_images, dataset.validation_labels
+    return {
+        "train_time_s": round(elapsed_s, 3),
+        "keeping_time_s": round(keeping_s, 3),
+        "final_loss": train.mean_loss(losses[-50:]),
+        "final_validation_accuracy": bench.accuracy(state[0], *part),
+    }
+
+
+def keep(
+    bench: Bench, plan: Plan, part: recipes.Part, params: Any, images: Any
+) -> np.ndarray:
+    """The settled layers' outputs of the samples that a part reads."""
+    return dm.cache_features(
+        recipe_steps.prefix(bench.network, part.kinds[0].start),
+        params,
+        images,
+        layers=cnn.muon_layers(),
+        sampling=plan.sampling,
+        step=part.first_step,
+        batch_size=recipe_steps.KEPT_BATCH,
+    )
+
+
+def plans(
+    bench: Bench, options: argparse.Namespace, seed: int
+) -> Iterator[tuple[str, Method, Plan, dict[str, Any]]]:
+    """All runs of a seed. A run of full Muon serves for all units."""
+    num_samples = len(bench.dataset.train_labels)
+    planned = partial(recipes.plan, num_samples=num_samples, seed=seed)
+    for budget_s, name in itertools.product(options.budgets, options.methods):
+        full = planned(METHODS["muon"], budget_s, bench.costs["s"])
+        for unit in options.equal[:1] if name == "muon" else options.equal:
+            budget = recipes.cost(full, bench.costs[unit])
+            budget = budget_s if unit == "s" else budget
+            for peak in options.learning_rate.get(name, [METHODS[name].learning_rate]):
+                method = METHODS[name]._replace(learning_rate=peak)
+                plan = planned(method, budget, bench.costs[unit])
+                yield name, method, plan, {"budget_s": budget_s, "equal": unit}
+
+
+def described(bench: Bench, method: Method, plan: Plan) -> dict[str, Any]:
+    """What a plan comes to, in all units."""
+    kinds = [kind for part in plan.parts for kind in part.kinds]
+    moved = [1.0 if k.active is None else np.mean(k.active) for k in kinds]
+    return {
+        "num_steps": len(kinds),
+        "batch_size": method.batch_size,
+        "num_images": len(kinds) * method.batch_size,
+        "planned_time_s": recipes.cost(plan, bench.costs["s"]),
+        "num_flops": recipes.cost(plan, bench.costs["FLOPs"]),
+        "share_of_layers_moved": float(np.mean(moved)),
+        "stages": [
+            {
+                "first_step": part.first_step,
+                "num_steps": len(part.kinds),
+                "num_kept_images": part.num_kept,
+            }
+            for part in plan.parts
+        ],
+    }
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line; unknown names end the program with the known ones."""
+    parser = new_parser(
+        "benchmarks.drop_muon.recipe",
+        "Trains a CNN with Muon, Drop-Muon on kept outputs, and controls.",
+    )
+    parser.add_argument("--data", nargs="+", choices=data.DATASETS, default=IMAGE_SETS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--budgets", nargs="+", type=rate, default=[4.0, 8.0, 16.0])
+    parser.add_argument("--equal", nargs="+", choices=UNITS, default=["s"])
+    parser.add_argument(
+        "--learning-rate",
+        nargs="+",
+        type=rates,
+        default=[],
+        metavar="NAME=VALUE,…",
+        help="each value is a run",
+    )
+    parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
+    parser.add_argument("--limit", type=positive, help="use only the first images")
+    parser.add_argument(
+        "--name", type=file_name, default="drop_muon_recipe", help="of the files"
+    )
+    parser.add_argument(
+        "--costs",
+        type=record.Path,
+        default=record.RESULTS,
+        help="folder with the line of `recipe_steps`",
+    )
+    options = parser.parse_args(arguments)
+    options.learning_rate = dict(options.learning_rate)
+    return options
+
+
+def rates(text: str) -> tuple[str, list[float]]:
+    """Reads `muon=0.01,0.02`."""
+    name, _, values = text.partition("=")
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
+    return name, [rate(value) for value in values.split(",")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    options = parse(arguments)
+    lines = options.output / f"{options.name}.jsonl"
+    for dataset in options.data:
+        with refusing("drop_muon.recipe"):
+            bench, entries = prepare(options, dataset), []
+        for number in options.seeds:
+            origin = record.provenance(seed=number)
+            for name, method, plan, setting in plans(bench, options, number):
+                entry = {
+                    "benchmark": "drop_muon_recipe",
+                    "dataset": dataset,
+                    "model": options.model,
+                    "num_train_images": len(bench.dataset.train_labels),
+                    "method": name,
+                    "learning_rate": method.learning_rate,
+                    **setting,
+                    **described(bench, method, plan),
+                    **run(bench, method, plan, number),
+                    **origin,
+                }
+                record.append(lines, entry)
+                entries.append(entry)
+                print(recipe_report.line(entry), flush=True)
+        print(f"\n{recipe_report.tables(entries)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The methods that `drop_muon.recipe` compares, and what a run of each does.
+
+A method is a row of stages: from a share of the budget on, some layers move. What a
+stage costs is counted in the unit of the budget, whatever it is: seconds by a table of
+measured step times, FLOPs of compiled programs, or steps. So one plan serves equal
+time, equal FLOPs and equal steps, and it is known before the run.
+
+From the stage on in which the first layers have settled for good, steps may start from
+their kept outputs (`dm.cache_features`); filling is paid for out of the same budget.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+
+import dropmuon_optax as dm
+from benchmarks.models import cnn
+
+NUM_LAYERS = len(cnn.LAYER_ORDER)
+BATCH_SIZE = 32  # samples; of `muon_large_batch`, twice as many
+
+
+class Stage(NamedTuple):
+    """What holds for a share of the budget."""
+
+    share: float  # of the budget
+    sampling: dm.samplings.Sampling
+    # How often each sample's kept outputs of the settled layers are read; 0 keeps none
+    # and runs the settled layers at every step.
+    passes: float = 0.0
+
+
+class Method(NamedTuple):
+    """A row of the tables."""
+
+    stages: tuple[Stage, ...]
+    learning_rate: float = 0.02  # at the start
+    batch_size: int = BATCH_SIZE
+    # Full Muon, of which layer i's rate falls to 0 at this share of the budget.
+    rate_ends: tuple[float, ...] = (1.0,) * NUM_LAYERS
+
+
+class Kind(NamedTuple):
+    """A compiled train step: what it reads, moves and is made for."""
+
+    active: tuple[bool, ...] | None  # None: plain training of all layers
+    start: int = 0  # the first layer that is run; before it, outputs are kept
+    batch_size: int = BATCH_SIZE
+    scaled: bool = False  # whether each layer has a rate of its own
+
+
+def suffix(first: int) -> dm.samplings.Progressive:
+    """The layers from `first` on, at every step."""
+    return dm.samplings.Progressive([float(i == first) for i in range(NUM_LAYERS)])
+
+
+FULL = dm.samplings.Full()
+# All layers, then all but conv1, then conv3 and the head. Chosen on seed 100.
+SHARES = (0.2, 0.5, 0.3)
+FREEZE_ENDS = (SHARES[0], SHARES[0] + SHARES[1], 1.0, 1.0)
+TWO_STEPS = (FULL, suffix(1), suffix(2))
+
+METHODS = {
+    "muon": Method((Stage(1.0, FULL),)),
+    "freeze_and_keep": Method(tuple(map(Stage, SHARES, TWO_STEPS, (0.0, 1.0, 2.0)))),
+    "freeze": Method(tuple(map(Stage, SHARES, TWO_STEPS))),
+    "uniform": Method((Stage(1.0, dm.samplings.Progressive()),)),
+    "muon_early_decay": Method((Stage(1.0, FULL),), rate_ends=FREEZE_ENDS),
+    "muon_large_batch": Method((Stage(1.0, FULL),), batch_size=2 * BATCH_SIZE),
+}
+
+
+class Costs(NamedTuple):
+    """What steps and kept samples cost, in the unit of a budget."""
+
+    step: dict[Kind, float]
+    kept_sample: dict[int, float]  # number of settled layers -> of one sample
+    # `dm.cache_features` runs its first batch twice more, to see that it may be kept.
+    num_checked: int
+
+    def of_keeping(self, num_layers: int, num_samples: int) -> float:
+        """What it costs to keep the outputs of so many layers and samples."""
+        return (num_samples + self.num_checked) * self.kept_sample[num_layers]
+
+
+class Part(NamedTuple):
+    """A stage, as planned."""
+
+    first_step: int
+    kinds: list[Kind]  # of its steps
+    num_kept: int  # samples whose features are kept; 0: none
+
+
+class Plan(NamedTuple):
+    """All that a run does."""
+
+    sampling: dm.samplings.Sampling
+    parts: list[Part]
+    progress: list[float]  # of each step: what was spent of the budget before it
+    cost: float
+
+
+def kind_of(method: Method, active: tuple[bool, ...], start: int) -> Kind:
+    """The train step of a method; full-network ones know of no layers to drop."""
+    drops = any(stage.sampling != FULL for stage in method.stages)
+    scaled = min(method.rate_ends) < 1
+    return Kind(active if drops else None, start, method.batch_size, scaled)
+
+
+def kinds(method: Method) -> list[Kind]:
+    """All train steps that a method may take."""
+    found = []
+    for stage in method.stages:
+        always = stage.sampling.always(NUM_LAYERS)
+        settled = stage.sampling.settled(NUM_LAYERS, 0)
+        start = settled if stage.passes else 0
+        for first in range(settled, NUM_LAYERS):
+            active = tuple(i >= first for i in range(NUM_LAYERS))
+            if all(moves <= here for moves, here in zip(always, active, strict=True)):
+                found.append(kind_of(method, active, start))
+    return list(dict.fromkeys(found))
+
+
+def plan(
+    method: Method, budget: float, costs: Costs, num_samples: int, seed: int
+) -> Plan:
+    """What fits into a budget, in the unit of `costs`; at least one step a stage.
+
+    Args:
+        method: What to plan for.
+        budget: Of the whole run.
+        costs: Of steps and kept samples, in the unit of the budget.
+        num_samples: Training samples: more can't be kept.
+        seed: Of the sets of layers.
+    """
+    key, step, spent, end = jax.random.key(seed), 0, 0.0, 0.0
+    parts, progress, stages = [], [], []
+    for stage in method.stages:
+        end += stage.share * budget
+        settled, num_kept = stage.sampling.settled(NUM_LAYERS, step), 0
+        if stage.passes:
+            kind = kind_of(method, stage.sampling.always(NUM_LAYERS), settled)
+            per_sample = stage.passes * costs.step[kind] / method.batch_size
+            per_sample += costs.kept_sample[settled]
+            checked = costs.of_keeping(settled, 0)
+            num_kept = int((end - spent - checked) / per_sample)
+            num_kept = min(max(num_kept, method.batch_size), num_samples)
+            num_kept -= num_kept % method.batch_size
+            spent += costs.of_keeping(settled, num_kept)
+        part = Part(step, [], num_kept)
+        for count in itertools.count(step):
+            active = dm.active_layers(stage.sampling, NUM_LAYERS, key, count)
+            kind = kind_of(method, active, settled if num_kept else 0)
+            if part.kinds and spent + costs.step[kind] > end:
+                break
+            part.kinds.append(kind)
+            progress.append(min(spent / budget, 1.0))
+            spent += costs.step[kind]
+        stages.append((step, stage.sampling))
+        step += len(part.kinds)
+        parts.append(part)
+    sampling = dm.samplings.Staged(stages)
+    return Plan(sampling, parts, progress, spent)
+
+
+def rates(method: Method, progress: float) -> list[float]:
+    """Of each layer, the share of the learning rate: linear, to 0 at its end."""
+    return [max(0.0, 1 - progress / end) for end in method.rate_ends]
+
+
+def cost(plan: Plan, costs: Costs) -> float:
+    """What a planned run costs in another unit."""
+    total = 0.0
+    for part in plan.parts:
+        total += sum(costs.step[kind] for kind in part.kinds)
+        if part.num_kept:
+            total += costs.of_keeping(part.kinds[0].start, part.num_kept)
+    return total
