@@ -23,7 +23,6 @@ from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.options import (
     learning_rate,
     new_parser,
-    optimizer_names,
     positive,
     refusing,
     seed,
@@ -44,9 +43,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--optimizers",
-        type=optimizer_names,
+        nargs="+",
+        choices=list(OPTIMIZERS),
         default=list(OPTIMIZERS),
-        help=f"comma-separated, of: {', '.join(OPTIMIZERS)}",
+        help="what trains the network, a run each",
     )
     parser.add_argument("--dataset", choices=data.DATASETS, default="digits")
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
