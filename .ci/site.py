@@ -32,9 +32,20 @@ def filled(entry: dict[str, Any]) -> dict[str, Any]:
     ((title, place),) = entry.items()
     if not isinstance(place, str) or not place.endswith("/"):
         return entry
+    if place == "benchmarks/":
+        pages = sorted((ROOT / place).glob("*/README.md"))
+        named = {path.relative_to(ROOT).as_posix(): path for path in pages}
+        return {
+            title: [f"{place}README.md", *({heading(p): n} for n, p in named.items())]
+        }
     pages = sorted((ROOT / "docs" / place).glob("*.md"), key=lambda page: page.stem)
     pages.sort(key=lambda page: page.stem != "index")  # which comes first
     return {title: [f"{place}{page.name}" for page in pages]}
+
+
+def heading(path: Path) -> str:
+    """The heading of a page, as far as its colon."""
+    return path.read_text().splitlines()[0].removeprefix("# ").partition(":")[0]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
