@@ -20,6 +20,7 @@ from benchmarks.accelerator.figures import Figure, Fitted, by_memory
 from benchmarks.accelerator.updates import in_bfloat16
 from benchmarks.common import timing
 from benchmarks.language import costs, methods, steps, train
+from benchmarks.language.plan import Plan, Sets
 from benchmarks.models import nanogpt, nanogpt_scan
 
 RATE = np.float32(1e-4)
@@ -84,10 +85,10 @@ def build(sizes: Sizes, dtype: str, batch_size: int) -> Base:
 
 
 def compiled(
-    method: steps.Method, params: Any, batch: jax.Array, active: Any
+    method: steps.Method, params: Any, batch: jax.Array, sets: Sets | None
 ) -> tuple[timing.Program, Callable[[], Any]]:
     """The program of a step, and a call that repeats it."""
-    static = {} if active is None else {"active": active}
+    static = {} if sets is None else {"sets": sets}
     state = (params, method.init(params, 0))
     program = timing.compile_program(method.step, *state, RATE, batch, **static)
     return program, timing.repeat_step(program.call, *state, batch=(RATE, batch))
@@ -109,11 +110,13 @@ def timed(fitted: Fitted, sizes: Sizes, name: str) -> dict[str, Any]:
 
     def attempt(base: Base) -> dict[str, Any]:
         program, calls = base.program, {BASE: base.call}
-        active: Any = None
+        sets = None
         if name != BASE:
             method = method_of(name, base.model)
-            active = method.active_at(0, NUM_STAGED - 1, NUM_STAGED)
-            program, calls[name] = compiled(method, base.params, base.batch, active)
+            plan = Plan(NUM_STAGED, base.batch.shape[1], sizes.length, float(RATE))
+            sets = method.sets_at(plan, NUM_STAGED - 1)
+            program, calls[name] = compiled(method, base.params, base.batch, sets)
+        active = None if sets is None else sets.active
         times, ratios = timing.time_paired(calls, num_runs=sizes.num_rounds)
         rates = speed(base.model.config, sizes.length, base.batch, times[name], active)
         return {

@@ -53,9 +53,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--optimizers",
-        type=optimizer_names,
+        nargs="+",
+        choices=list(RATES),
         default=list(RATES),
-        help=f"comma-separated, of: {', '.join(RATES)}",
+        help="what trains the network, a run each",
     )
     parser.add_argument("--dataset", choices=data.DATASETS, default="digits")
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
@@ -79,11 +80,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--limit", type=positive, help="use only the first images of both parts"
     )
     return parser.parse_args(arguments)
-
-
-def optimizer_names(text: str) -> list[str]:
-    """Reads `muon,drop_muon`."""
-    return [known(name) for name in text.split(",")]
 
 
 def learning_rate(text: str) -> tuple[str, float]:

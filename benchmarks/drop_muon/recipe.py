@@ -154,7 +154,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--costs",
         type=record.Path,
-        default=record.RESULTS,
+        default=record.COMMITTED,
         help="folder with the line of `recipe_costs`",
     )
     options = parser.parse_args(arguments)

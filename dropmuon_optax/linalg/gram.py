@@ -136,8 +136,9 @@ def gram_flops(
 def parts(steps: tuple[Triple, ...]) -> list[tuple[Triple, ...]]:
     """The steps between restarts: as many as `MAX_GROWTH` allows.
 
-    >>> [len(part) for part in parts(KELLER_JORDAN.first(8))]
-    [3, 3, 2]
+    Examples:
+      >>> [len(part) for part in parts(KELLER_JORDAN.first(8))]
+      [3, 3, 2]
     """
     found: list[tuple[Triple, ...]] = []
     growth = float("inf")  # of what rounding left, until the next step's Gram matrix
