@@ -5,6 +5,72 @@
 >>> params = {"dense": {"kernel": jnp.ones((4, 8)), "bias": jnp.zeros(8)}}
 >>> tx = dm.muon(learning_rate=0.02)
 >>> state = tx.init(params)
+
+Optimizers
+    muon                          Muon for matrices, AdamW for the rest
+    scion                         Scion, constrained to balls or not
+    gluon                         LMO steps in any norms, the general form
+    drop_muon                     Gluon's steps on a random set of layers
+    drop_layers                   any transformation on a random set of layers
+    ef21_muon                     LMO steps on gradients sent compressed
+    ef21                          the same around any direction
+    ef21_muon_eval_params         the iterate X: evaluate there
+    ef21_muon_horizon             its theorem's learning rate and momentum
+    init_on_ball                  first weights on Scion's balls
+    scale_by_lmo                  updates become minus their LMOs
+    scale_by_momentum             the moving average of Gluon
+    gluon_learning_rate_schedule  Gluon's stochastic rule: radius
+    gluon_momentum_schedule       Gluon's stochastic rule: momentum
+    value_and_grad                gradients of the layers that move alone
+    scan_layers                   a scan over blocks of which some move
+    drop_backward                 a block whose branch no gradient enters
+    cache_features                a prefix that rests, run once a sample
+    zero_outputs                  outputs of absent layers, set to zero
+
+Layers: what a leaf is
+    layers_by_path                layers, norms and radii by regular expressions
+    describe                      prints what goes where
+    count_layers                  the number of layers
+    Layer                         layer, norm, radius and view of a leaf
+    Stacked                       the same for a leaf with an axis over layers
+    View                          a leaf as matrices
+    AdaptiveRadius                Gluon's adaptive radius
+    muon_geometry                 norms by name and shape, as Muon has them
+    scion_geometry                the same as Scion has them
+    ball_geometry                 the same with radii that constrain
+    NAME_RULES                    the names that mean something
+
+Nouns, a namespace each
+    norms                         Spectral, Frobenius, RMS, ..., scion_conv, ...
+    samplings                     Progressive, Staged, Nice, ...: who moves when
+    compressors                   TopK, RankK, Natural, ...: what is sent
+    linalg                        Newton-Schulz, its coefficients, the polar factor
+
+Samplings on the host
+    active_layers                 the layers that move at a step
+    present_layers                the layers that are run at a step
+
+Workers
+    worker_map                    runs a step on every worker
+    worker_shardings              where the optimizer's state lies
+    local_params                  parameters as each worker's own
+
+Theory
+    measure_smoothness            between two points, on one batch
+    track_smoothness              between consecutive steps
+    SmoothnessPoints              what was measured
+    fit_smoothness                the fit of L0 and L1
+    SmoothnessFit                 a matrix's fit and verdict
+    report_smoothness             prints the fits
+    estimated_layers              layers with the radii of the fits
+    measure_costs                 times a step at each cutoff
+    StepCost                      a step's cost by layers
+    optimal_probabilities         cutoffs by cost and smoothness
+
+Counters
+    count_flops                   operations of a compiled function
+    count_wire_bytes              bytes that a compiled program sends
+    count_traced_bytes            bytes that a function asks to be sent
 """
 
 from dropmuon_optax import compressors as compressors
@@ -66,4 +132,65 @@ from dropmuon_optax.wire import local_params as local_params
 from dropmuon_optax.wire import worker_map as worker_map
 from dropmuon_optax.wire import worker_shardings as worker_shardings
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place that says so
+
+__all__ = [
+    "muon",
+    "scion",
+    "gluon",
+    "drop_muon",
+    "drop_layers",
+    "ef21_muon",
+    "ef21",
+    "ef21_muon_eval_params",
+    "ef21_muon_horizon",
+    "init_on_ball",
+    "scale_by_lmo",
+    "scale_by_momentum",
+    "gluon_learning_rate_schedule",
+    "gluon_momentum_schedule",
+    "value_and_grad",
+    "scan_layers",
+    "drop_backward",
+    "cache_features",
+    "zero_outputs",
+    "layers_by_path",
+    "describe",
+    "count_layers",
+    "Layer",
+    "Stacked",
+    "View",
+    "AdaptiveRadius",
+    "muon_geometry",
+    "scion_geometry",
+    "ball_geometry",
+    "NAME_RULES",
+    "norms",
+    "samplings",
+    "compressors",
+    "linalg",
+    "active_layers",
+    "present_layers",
+    "worker_map",
+    "worker_shardings",
+    "local_params",
+    "measure_smoothness",
+    "track_smoothness",
+    "SmoothnessPoints",
+    "fit_smoothness",
+    "SmoothnessFit",
+    "report_smoothness",
+    "estimated_layers",
+    "measure_costs",
+    "StepCost",
+    "optimal_probabilities",
+    "count_flops",
+    "count_wire_bytes",
+    "count_traced_bytes",
+    "__version__",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names alone, without the submodules that are not meant."""
+    return __all__

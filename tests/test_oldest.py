@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_oldest_packages_are_the_lower_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values()
+    extras = project["optional-dependencies"]
+    # The site is built with the newest packages alone.
+    extras = [lines for name, lines in extras.items() if name != "docs"]
     promised = {}
     for line in [*project["dependencies"], *(line for e in extras for line in e)]:
         if not line.startswith(project["name"]):

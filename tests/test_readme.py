@@ -1,8 +1,6 @@
-"""The README's programs run as they stand, and do what it says of them."""
+"""Programs of the README and the guide do what is said of them."""
 
 import functools
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +10,19 @@ import pytest
 from flax import nnx
 
 import dropmuon_optax as dm
+from tests.documents import (
+    NUM_BLOCKS,
+    ROOT,
+    VOCABULARY,
+    WIDTH,
+    batch_of,
+    loss_fn,
+    network,
+    program,
+)
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-VOCABULARY, WIDTH, NUM_BLOCKS, BATCH = 11, 8, 3, 16
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 
 
 @pytest.fixture(autouse=True)
@@ -24,50 +32,7 @@ def users_settings():
         yield
 
 
-def program(first_line):
-    """The README's block of Python that begins so."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (found,) = (block for block in blocks if block.startswith(first_line))
-    return compile(found, "README.md", "exec")
-
-
-LAYERS = program("layers = dm.layers_by_path")
-
-
-def loss_fn(params, batch):
-    """Of a network with the README's names, on pairs (token, token)."""
-    x = params["embed"]["embedding"][batch[:, 0]]
-    for i in range(NUM_BLOCKS):
-        block = params[f"blocks_{i}"]
-        x = x + jnp.tanh(block["scale"] * (x @ block["kernel"]) + block["bias"])
-    logits = x @ params["head"]["kernel"] + params["head"]["bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1]).mean()
-
-
-def network():
-    random = np.random.default_rng(0)
-
-    def normal(*shape):
-        return jnp.asarray(random.normal(size=shape), jnp.float32) / 4
-
-    blocks = {
-        f"blocks_{i}": {
-            "kernel": normal(WIDTH, WIDTH),
-            "bias": normal(WIDTH),
-            "scale": 1 + normal(WIDTH),
-        }
-        for i in range(NUM_BLOCKS)
-    }
-    return {
-        "embed": {"embedding": normal(VOCABULARY, WIDTH)},
-        **blocks,
-        "head": {"kernel": normal(WIDTH, VOCABULARY), "bias": normal(VOCABULARY)},
-    }
-
-
-def batch_of(seed):
-    tokens = np.random.default_rng(seed).integers(VOCABULARY, size=BATCH)
-    return jnp.asarray(np.stack([tokens, (tokens + 1) % VOCABULARY], axis=1))
+LAYERS = program(DOCS / "choosing.md", "layers = dm.layers_by_path")
 
 
 @pytest.fixture
@@ -83,7 +48,7 @@ def names():
 
 
 def test_the_first_program_fits_its_function(capsys):
-    exec(program("import jax, jax.numpy as jnp, optax"), {})
+    exec(program(README, "import jax, jax.numpy as jnp, optax"), {})
     # The targets sin(x) have variance ½(1 − e^(−2·8)): a mean alone leaves a loss of ½.
     assert float(capsys.readouterr().out) < 0.05
 
@@ -105,12 +70,12 @@ def test_layers_have_the_norms_and_radii_that_it_says(names, capsys):
 
 
 def test_drop_muon_in_a_loop(names):
-    exec(LAYERS, names)
-    tx = dm.drop_muon(0.02, names["layers"], dm.samplings.Full(), key=jax.random.key(0))
-    names |= {"opt_state": tx.init(names["params"]), "batches": []}
+    layers = dm.layers_by_path(order=["embed", r"blocks_(\d+)", "head"])
+    tx = dm.drop_muon(0.02, layers, dm.samplings.Progressive(), key=jax.random.key(0))
+    names["opt_state"] = tx.init(names["params"])
     names["batches"] = [batch_of(seed) for seed in range(60)]
     before = float(loss_fn(names["params"], batch_of(99)))
-    exec(program("from functools import partial"), names)
+    exec(program(README, "from functools import partial"), names)
     assert float(loss_fn(names["params"], batch_of(99))) < before - 1.0
     assert names["num_layers"] == NUM_BLOCKS + 2
 
@@ -151,7 +116,7 @@ def test_drop_muon_in_a_loop_of_nnx(names):
         "batches": [batch_of(seed) for seed in range(60)],
     }
     before = float(loss_fn(nnx.clone(model), batch_of(99)))
-    exec(program("from flax import nnx"), names)
+    exec(program(DOCS / "drop_muon.md", "from flax import nnx"), names)
     assert float(names["loss"]) < before - 0.5
     assert names["num_layers"] == NUM_BLOCKS + 2
     # One draw of Dropout and one average of BatchNorm in each step, whatever moved.
@@ -164,7 +129,7 @@ def test_ef21_muon_on_a_mesh_sends_what_may_be_sent(names):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     names |= {"mesh": mesh, "batch": batch_of(0)}
     before = names["params"]
-    exec(program("from dropmuon_optax.compressors import"), names)
+    exec(program(README, "from dropmuon_optax.compressors import"), names)
     for old, new, true in zip(
         *(jax.tree.leaves(names[k]) for k in ("params", "evaluated")),
         jax.tree.leaves(before),
@@ -173,18 +138,7 @@ def test_ef21_muon_on_a_mesh_sends_what_may_be_sent(names):
         assert old.shape == new.shape == true.shape
         assert np.isfinite(old).all()
         assert not np.array_equal(old, true)  # every leaf moved
-    exec(program("compiled = "), names)
+    exec(program(DOCS / "ef21_muon.md", "compiled = "), names)
     # Its assertion holds for a mebibyte; here a message has less than a float32 each.
     dense = 4 * sum(x.size for x in jax.tree.leaves(before))
     assert 0 < dm.count_wire_bytes(names["compiled"]).total < 2 * dense
-
-
-def test_the_norm_to_add_obeys_duality():
-    names = {"final": lambda x: x, "dataclasses": __import__("dataclasses")}
-    names |= {"jnp": jnp, "Norm": dm.norms.Norm}
-    exec(program("@final"), names)
-    norm = names["SumEntry"]()
-    g = np.random.default_rng(0).normal(size=(4, 3))
-    x = np.asarray(norm.lmo(jnp.asarray(g, jnp.float32), 2.0), np.float64)
-    assert np.abs(x).sum() == pytest.approx(2.0, rel=1e-6)
-    assert np.sum(x * g) == pytest.approx(-2.0 * np.abs(g).max(), rel=1e-6)

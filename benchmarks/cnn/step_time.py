@@ -22,7 +22,6 @@ from benchmarks.common import data, record, report, timing, train
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.options import (
     new_parser,
-    optimizer_names,
     positive,
     refusing,
     seed,
@@ -38,9 +37,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--optimizers",
-        type=optimizer_names,
+        nargs="+",
+        choices=list(OPTIMIZERS),
         default=list(OPTIMIZERS)[::-1],
-        help=f"comma-separated, of: {', '.join(OPTIMIZERS)}; ratios are to the first",
+        help="what is timed; ratios are to the first",
     )
     parser.add_argument("--dataset", choices=data.DATASETS, default="digits")
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")

@@ -6,6 +6,7 @@ refused is refused before the first step, in one line and with status 2.
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,89 @@ from benchmarks.common import record
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import RESULTS
 
+# What options mean that many programs have; a program says what is particular to it.
+HELP = {
+    "--seed": "of weights, batches and draws",
+    "--seeds": "of weights, batches and draws, a run each",
+    "--steps": "train steps in a run",
+    "--batch-size": "samples in a batch",
+    "--length": "tokens of context",
+    "--learning-rate": "peak learning rate",
+    "--momentum": "weight of the old momentum",
+    "--momenta": "weights of the old momentum to try",
+    "--sampling": "which layers move",
+    "--equal": "what is spent alike",
+    "--families": "families of tests",
+    "--model": "size or kind of the network",
+    "--preset": "size of the network",
+    "--dtype": "of weights and activations",
+    "--data": "data set",
+    "--dataset": "data set",
+    "--optimizer": "what trains the network",
+    "--optimizers": "what trains the network, a run each",
+    "--methods": "what is compared, a run each",
+    "--pairs": "compressors of workers and server",
+    "--compressors": "what is compressed by",
+    "--rates": "learning rates to try",
+    "--factors": "multiples of the default learning rates to try",
+    "--budgets": "seconds of training, a run each",
+    "--evaluations": "how many, evenly spaced",
+    "--validation": "windows that validate",
+    "--validation-windows": "windows that validate",
+    "--rounds": "turns that are timed",
+    "--workers": "how many workers share a batch",
+    "--trees": "trees of parameters",
+    "--warm-down": "share of the steps in which the rate falls to 0",
+    "--initial": "what momentum starts from, zeros or the first gradient",
+    "--blocks": "blocks of the network",
+    "--width": "of the network",
+    "--heads": "of attention in a block",
+}
+SAYS_DEFAULT = re.compile(r"default(:| is)")
+ALIKE = ("--data", "--dataset")  # either is taken wherever one is
+
+
+class Help(argparse.HelpFormatter):
+    """Argparse's, with each option's default, unless its help says that of itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if default in (None, False, [], argparse.SUPPRESS) or SAYS_DEFAULT.search(text):
+            return text
+        shown = default if isinstance(default, list | tuple) else [default]
+        words = [str(x) if str(x).isprintable() else repr(x) for x in shown]
+        return f"{text} (default: {' '.join(words).replace('%', '%%')})"
+
 
 class Parser(argparse.ArgumentParser):
-    """Argparse's, with one line where something is refused: --help has the rest."""
+    """Argparse's, with one line where something is refused: --help has the rest.
+
+    Every option has a help text, with its default; lists are taken as `a b` and as
+    `a,b`; `--data` and `--dataset` are one.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings.setdefault("formatter_class", Help)
+        super().__init__(*arguments, **settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Argparse's, with the help in `HELP` unless one is given."""
+        if names[0].startswith("--"):
+            settings.setdefault("help", HELP.get(names[0]))
+        if names[0] in ALIKE:
+            settings.setdefault("dest", names[0].removeprefix("--"))
+            names = (*names, *(name for name in ALIKE if name not in names))
+        return super().add_argument(*names, **settings)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Argparse's, after lists are taken apart at their commas.
+
+        Values of the form `name=1,2` keep theirs.
+        """
+        if action.nargs in ("+", "*"):
+            parts = [x.split(",") if "=" not in x else [x] for x in arg_strings]
+            arg_strings = [part for found in parts for part in found]
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with status 2."""
@@ -27,21 +108,15 @@ class Parser(argparse.ArgumentParser):
 
 def new_parser(module: str, description: str) -> Parser:
     """A parser for `python -m module`, with the folder that its results go to."""
-    parser = Parser(
-        prog=f"python -m {module}",
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--output", type=folder, default=RESULTS, help="folder")
+    parser = Parser(prog=f"python -m {module}", description=description)
+    add_output(parser)
     return parser
 
 
-def optimizer_names(text: str) -> list[str]:
-    """Reads `muon,adamw`."""
-    names = text.split(",")
-    for name in names:
-        known_optimizer(name)
-    return names
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder of results: `RESULTS`, which git ignores, unless told."""
+    where = "folder of the result lines and pictures, which is made"
+    parser.add_argument("--output", type=folder, default=str(RESULTS), help=where)
 
 
 def learning_rate(text: str) -> tuple[str, float]:

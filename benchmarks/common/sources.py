@@ -236,5 +236,6 @@ def download(source: Source, name: str, processor: pooch.Untar | None = None) ->
             f"{source.address}{name} could not be downloaded ({error}). Without a "
             f"network, put the official files into a folder, as {source.folder}/… (the "
             "docstrings of benchmarks/common/sources.py and text_files.py list "
-            f"them), and set {DATA_VARIABLE} to that folder."
+            f"them), and set {DATA_VARIABLE} to that folder; or take what needs none, "
+            "--data digits of images or --data project of texts."
         ) from error

@@ -3,6 +3,7 @@
     shakespeare   1.1 MB by Shakespeare; the first 90 % train, the rest validates, as in
                   nanoGPT. By characters (65 of them), or by GPT-2's encoding.
     text          a text of your own, split likewise.
+    project       this package's own source: nothing is downloaded.
     wiki          English Wikipedia of May 2015, a sample of 21.7 million tokens.
     c4            the opening of C4 (en) 3.1.0: 0.44 million tokens.
     fineweb       FineWeb-10B, in the token shards that modded-nanogpt trains on.
@@ -10,6 +11,7 @@
 `benchmarks/common/text_files.py` says where their files come from.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -30,7 +32,7 @@ from benchmarks.common.text_files import (
 )
 
 TOKENIZERS = ("char", "gpt2")
-CHARACTERS = ("shakespeare", "text")  # read by characters unless told
+CHARACTERS = ("shakespeare", "text", "project")  # read by characters unless told
 DATASETS = (*CHARACTERS, *text_files.TOKEN_FOLDERS, "fineweb")
 TRAIN_SHARE = 0.9  # of Shakespeare, as in nanoGPT
 
@@ -54,8 +56,8 @@ def load(name: str, tokenizer: str | None = None) -> Corpus:
 
     Args:
         name: The data set.
-        tokenizer: One of `TOKENIZERS`; None is "char" for Shakespeare and a text of
-            your own, and "gpt2" for the others, which have no other.
+        tokenizer: One of `TOKENIZERS`; None is "char" for Shakespeare, a text of
+            your own and the project's, and "gpt2" for the others, which have no other.
 
     Raises:
         ValueError: If a name is unknown, or a file is not what it should be.
@@ -71,6 +73,8 @@ def load(name: str, tokenizer: str | None = None) -> Corpus:
             f"`tokenizer` of {name} must be one of {', '.join(known)}, "
             f"got {tokenizer!r}"
         )
+    if name == "project":
+        return split_text(name, text_files.read_project(), tokenizer)
     if name in CHARACTERS:
         own = name == "text"
         path = find_own() if own else find_file(text_files.SHAKESPEARE, "input.txt")
@@ -84,6 +88,19 @@ def load(name: str, tokenizer: str | None = None) -> Corpus:
     return Corpus(
         name, tokenizer, GPT2_VOCAB_SIZE, train, validation, encode_gpt2, decode_gpt2
     )
+
+
+def at_hand() -> str:
+    """Shakespeare, or the project's text where that can't be had, which is said."""
+    try:
+        find_file(text_files.SHAKESPEARE, "input.txt")
+    except FileNotFoundError as error:
+        print(
+            f"Shakespeare can't be had, so this is the project's own source ({error})",
+            file=sys.stderr,
+        )
+        return "project"
+    return "shakespeare"
 
 
 def split_text(name: str, text: str, tokenizer: str) -> Corpus:

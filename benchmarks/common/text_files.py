@@ -33,6 +33,7 @@ from jaxtyping import UInt16
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
+import dropmuon_optax
 from benchmarks.common.sources import DATA_VARIABLE, Source, find_file
 
 GPT2_VOCAB_SIZE = 50_257
@@ -119,6 +120,14 @@ def find_own() -> Path:
         f"text/input.txt is missing: set {DATA_VARIABLE} to a folder that has your "
         "text there, in UTF-8; it is not set"
     )
+
+
+def read_project() -> str:
+    """The source of the package, one file after the other, as it is installed."""
+    root = Path(dropmuon_optax.__file__).parent
+    names = [path.relative_to(root) for path in root.rglob("*.py")]
+    own = sorted(name for name in names if name.parts[0] != "examples")
+    return "\n\n".join((root / name).read_text(encoding="utf-8") for name in own)
 
 
 def read_text(path: Path) -> str:

@@ -19,8 +19,7 @@ import sys
 from typing import Any
 
 from benchmarks.common import record
-from benchmarks.common.options import Parser, folder, refusing
-from benchmarks.common.record import RESULTS
+from benchmarks.common.options import Parser, add_output, refusing
 from benchmarks.ef21_muon import bytes as ef21_bytes
 from benchmarks.ef21_muon import cost, losses, report, sent, sweep
 
@@ -75,12 +74,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Measures EF21-Muon.",
     )
     parts = parser.add_subparsers(dest="part", required=True)
-    form = argparse.ArgumentDefaultsHelpFormatter
-    adds = {
-        name: parts.add_parser(name, formatter_class=form) for name in (*PARTS, "show")
-    }
+    adds = {name: parts.add_parser(name) for name in (*PARTS, "show")}
     for part in adds.values():
-        part.add_argument("--output", type=folder, default=RESULTS, help="folder")
+        add_output(part)
     ef21_bytes.add_options(adds["bytes"])
     cost.add_options(adds["cost"])
     sweep.add_options(adds["losses"])

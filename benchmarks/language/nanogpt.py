@@ -90,6 +90,9 @@ def sample(options: argparse.Namespace, run: train.Run) -> str:
 
 def build_task(options: argparse.Namespace) -> train.Task:
     """Loads the text, and builds the network for it."""
+    if options.data is None:  # of several hosts all are to read one text
+        alone = not getattr(options, "distributed", False)
+        options.data = text.at_hand() if alone else "shakespeare"
     corpus = text.load(options.data, options.tokens)
     config = dataclasses.replace(
         nanogpt.PRESETS[options.preset], vocab_size=padded_vocabulary(corpus)

@@ -5,6 +5,7 @@ import argparse
 from benchmarks.common import text, workers
 from benchmarks.common.options import (
     Parser,
+    add_output,
     count,
     folder,
     positive,
@@ -12,7 +13,6 @@ from benchmarks.common.options import (
     seed,
     within,
 )
-from benchmarks.common.record import RESULTS
 from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.steps import ADAM_SHARE, GROWTH, KEEP, OUTSIDE_SHARE
 from benchmarks.models import nanogpt
@@ -45,7 +45,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Trains a GPT with one optimizer.",
     )
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="muon")
-    parser.add_argument("--lr", type=rate, help="peak learning rate")
+    parser.add_argument(
+        "--lr", type=rate, help="peak learning rate; default: by optimizer"
+    )
     parser.add_argument("--checkpoint", type=folder, help="folder to go on from")
     parser.add_argument(
         "--stop-at", type=positive, help="end at the first evaluation from this step on"
@@ -78,7 +80,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds what `nanogpt` and `sweep` have in common."""
-    parser.add_argument("--data", choices=text.DATASETS, default="shakespeare")
+    parser.add_argument(
+        "--data",
+        choices=text.DATASETS,
+        help="text to train on; default: shakespeare or, where that is neither on disk "
+        "nor to be had by network, project, the package's own source",
+    )
     parser.add_argument(
         "--tokens",
         choices=text.TOKENIZERS,
@@ -117,7 +124,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--evaluations", type=positive, default=20)
     parser.add_argument("--validation-windows", type=positive, default=64)
-    parser.add_argument("--output", type=folder, default=RESULTS, help="folder")
+    add_output(parser)
 
 
 def fill_in(options: argparse.Namespace) -> None:
@@ -131,9 +138,8 @@ def fill_in(options: argparse.Namespace) -> None:
             setattr(options, name, value)
     if options.warm_down is None:
         options.warm_down = SCHEDULES.get(options.preset, WARM_DOWN)
-    options.tokens = options.tokens or (
-        "char" if options.data in text.CHARACTERS else "gpt2"
-    )
+    characters = options.data is None or options.data in text.CHARACTERS
+    options.tokens = options.tokens or ("char" if characters else "gpt2")
 
 
 def check_used(

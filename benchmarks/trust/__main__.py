@@ -74,7 +74,9 @@ def outcomes_of(results: str) -> Mapping[str, int]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = new_parser("benchmarks.trust", "Counts what was tried, and what was lost.")
-    parser.add_argument("part", choices=("show", "run"), nargs="?", default="show")
+    parser.add_argument(
+        "part", choices=("show", "run"), nargs="?", default="show", help="what to do"
+    )
     names = [family.name for family in FAMILIES]
     parser.add_argument("--families", nargs="+", choices=names, default=names)
     return parser.parse_args(arguments)

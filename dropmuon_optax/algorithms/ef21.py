@@ -49,7 +49,7 @@ def ef21(
     momentum: optax.ScalarOrSchedule = 0.9,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """EF21 around any direction: the box above with `inner` as its line 4.
+    """EF21 around any direction: EF21-Muon's box with `inner` in its LMO's place.
 
     Args:
       inner: the step from G to Xᵏ⁺¹ − Xᵏ: oracle, weight decay and learning rate. Its

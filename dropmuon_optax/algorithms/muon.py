@@ -61,7 +61,7 @@ def muon(
         embeddings, output heads and depthwise kernels by AdamW, the rest by the
         spectral norm (see `describe`).
       momentum: β in [0, 1), the weight of the old buffer.
-      nesterov: whether to use Nesterov's momentum, line 2 above.
+      nesterov: whether the oracle sees g + β(M − g) in place of M.
       weight_decay: λ ≥ 0 of the matrices, decoupled and multiplied by the learning
         rate; a number or a schedule of the step count k. As in Optax's Muon, what goes
         to AdamW (biases, scales, embeddings, heads) has a decay of its own.

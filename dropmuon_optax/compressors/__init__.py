@@ -12,3 +12,23 @@ from dropmuon_optax.compressors.rand_k import RandK as RandK
 from dropmuon_optax.compressors.rank_k import RankK as RankK
 from dropmuon_optax.compressors.scaled_sign import ScaledSign as ScaledSign
 from dropmuon_optax.compressors.top_k import TopK as TopK
+
+__all__ = [
+    "Compressor",
+    "BFloat16",
+    "ColumnTopK",
+    "Composed",
+    "Damping",
+    "Dropout",
+    "Identity",
+    "Natural",
+    "RandK",
+    "RankK",
+    "ScaledSign",
+    "TopK",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names alone."""
+    return __all__

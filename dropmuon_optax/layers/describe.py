@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.layers.by_path import layers_by_path
 from dropmuon_optax.layers.geometry import (
     ball_geometry,
     muon_geometry,
@@ -16,22 +17,29 @@ from dropmuon_optax.layers.names import NAME_RULES
 from dropmuon_optax.layers.readings import how_to_settle, rule_for
 from dropmuon_optax.layers.rules import Rules, check_rules, choose
 
+_DEFAULTS = {
+    "muon": muon_geometry,
+    "scion": ball_geometry,
+    "gluon, and scion(constrained=False)": scion_geometry,
+}
+
 
 def describe(
-    layers: LayersFn,
+    layers: LayersFn | None,
     params: Any,
     compressor: Compressor | Rules | None = None,
     *,
     strict: bool = False,
     evidence: bool = False,
 ) -> str:
-    """Prints what goes where: path, shape, layer, norm, radius and matrix view.
+    """Prints and returns what goes where: path, shape, layer, norm, radius, view.
 
     A last column says what was guessed of a leaf, if anything was: its name and shape
     admit another reading. A rule with a view settles it.
 
     Args:
-      layers: a function from the parameters to a tree of `Layer`s.
+      layers: a function from the parameters to a tree of `Layer`s; None is what each
+        optimizer makes of `layers=None`, one table after the other.
       params: the parameters (or their `jax.ShapeDtypeStruct`s).
       compressor: as `ef21_muon` takes them; shows each leaf's compressor besides, and
         its payload as a share of the leaf in float32.
@@ -40,7 +48,7 @@ def describe(
         names that mean something.
 
     Returns:
-      The text that was printed.
+      The text that was printed, for a log or a test.
 
     Raises:
       ValueError: if `layers` or `compressor` doesn't fit the parameters; if `strict`
@@ -48,13 +56,39 @@ def describe(
 
     Examples:
       >>> from dropmuon_optax import norms
-      >>> from dropmuon_optax.layers.by_path import layers_by_path
       >>> layers = layers_by_path(None, [("", norms.MaxEntry(), 1.0)])
       >>> _ = describe(layers, {"w": jnp.ones((8, 4))})
       path  shape   layer  norm        radius  matrices
       w     (8, 4)  -      MaxEntry()  1.0     1 × (8, 4)
     """
     check_rules("compressor", compressor)
+    text = ""
+    if layers is None:
+        for name, geometry in _DEFAULTS.items():
+            layers = layers_by_path(None, geometry)
+            table = _described(layers, params, compressor, strict, evidence)
+            text += f"{name}\n{table}\n\n"
+    else:
+        text = _described(layers, params, compressor, strict, evidence)
+    if evidence:
+        names = [
+            [rule.role, " | ".join(rule.layouts), rule.seen_in, rule.pattern]
+            for rule in NAME_RULES
+        ]
+        text = (
+            text.rstrip()
+            + "\n\n"
+            + _table([["role", "axes", "seen in", "name"], *names])
+        )
+    text = text.rstrip()
+    print(text)
+    return text
+
+
+def _described(
+    layers: LayersFn, params: Any, compressor: Any, strict: bool, evidence: bool
+) -> str:
+    """The table of one tree of layers."""
     leaves = join(layers, params)
     if strict:
         _refuse_guesses(leaves)
@@ -68,15 +102,7 @@ def describe(
         header += ["read as" if evidence else "guessed"]
         for row, leaf in zip(rows, leaves, strict=True):
             row.append(_evidence(leaf) if evidence or _guessed(leaf) else "")
-    text = _table([header, *rows])
-    if evidence:
-        names = [
-            [rule.role, " | ".join(rule.layouts), rule.seen_in, rule.pattern]
-            for rule in NAME_RULES
-        ]
-        text += "\n\n" + _table([["role", "axes", "seen in", "name"], *names])
-    print(text)
-    return text
+    return _table([header, *rows])
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -77,8 +77,9 @@ class View(Noun):
     def over(self, axis: int, ndim: int) -> "View":
         """The view of a leaf of `ndim` axes whose slices along `axis` have this one.
 
-        >>> View((0,), (1,)).over(1, 3)
-        View((0,), (2,), batch=(1,))
+        Examples:
+          >>> View((0,), (1,)).over(1, 3)
+          View((0,), (2,), batch=(1,))
         """
         batch, rows, columns = (
             tuple(i + (i >= axis) for i in part) for part in self._axes(ndim - 1)

@@ -22,3 +22,31 @@ from dropmuon_optax.linalg.scaling import nan_unless_finite as nan_unless_finite
 from dropmuon_optax.linalg.scaling import saturate as saturate
 from dropmuon_optax.linalg.scaling import unit_scale as unit_scale
 from dropmuon_optax.linalg.scaling import wide_dtype as wide_dtype
+
+__all__ = [
+    "CANS",
+    "DEEPSEEK_V4",
+    "KELLER_JORDAN",
+    "NEWTON_SCHULZ",
+    "POLAR_EXPRESS",
+    "POLAR_EXPRESS_MODDED",
+    "YOU_JIACHENG",
+    "Coefficients",
+    "gram_newton_schulz",
+    "one_by_one",
+    "newton_schulz",
+    "polar_factor",
+    "least_squares",
+    "power_iteration",
+    "l2_direction",
+    "l2_norm",
+    "nan_unless_finite",
+    "saturate",
+    "unit_scale",
+    "wide_dtype",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names alone."""
+    return __all__

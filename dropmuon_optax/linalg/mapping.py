@@ -15,8 +15,9 @@ def one_by_one(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
     `jax.custom_batching.sequential_vmap`, but for stacks on Explicit axes, too: a loop
     can't run over a sharded axis, so the stack is gathered and its results spread.
 
-    >>> jax.vmap(one_by_one(lambda x: 2 * x))(jax.numpy.ones(2))
-    Array([2., 2.], dtype=float32)
+    Examples:
+      >>> jax.vmap(one_by_one(lambda x: 2 * x))(jax.numpy.ones(2))
+      Array([2., 2.], dtype=float32)
     """
     single = jax.custom_batching.custom_vmap(f)
 

@@ -11,8 +11,9 @@ def wide_dtype(*arrays: Array | jax.ShapeDtypeStruct) -> np.dtype:
 
     It is complex, of as many bits in each part, if an array is.
 
-    >>> wide_dtype(jnp.zeros(2, jnp.bfloat16))
-    dtype('float32')
+    Examples:
+      >>> wide_dtype(jnp.zeros(2, jnp.bfloat16))
+      dtype('float32')
     """
     double = any(x.dtype in (jnp.float64, jnp.complex128) for x in arrays)
     if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in arrays):
@@ -34,8 +35,9 @@ def unit_scale(
       `axis` is None). Where x is zero, u and s are. Where x is not finite, nor is s.
       Without entries, s is zero.
 
-    >>> unit_scale(jnp.array([[3e-30, -6e-30]]))[0]
-    Array([[ 0.5, -1. ]], dtype=float32)
+    Examples:
+      >>> unit_scale(jnp.array([[3e-30, -6e-30]]))[0]
+      Array([[ 0.5, -1. ]], dtype=float32)
     """
     x = x.astype(wide_dtype(x))
     scale = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None, initial=0.0)
@@ -51,8 +53,9 @@ def unit_scale(
 def saturate(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Puts the largest finite numbers in the place of ±∞; NaN stays.
 
-    >>> saturate(jnp.array([jnp.inf, -1.0]))
-    Array([ 3.4028235e+38, -1.0000000e+00], dtype=float32)
+    Examples:
+      >>> saturate(jnp.array([jnp.inf, -1.0]))
+      Array([ 3.4028235e+38, -1.0000000e+00], dtype=float32)
     """
     largest = jnp.finfo(x.dtype).max
     return jnp.clip(x, -largest, largest)
@@ -69,9 +72,10 @@ def l2_direction(
 ) -> Float[Array, "..."]:
     """x/√Σx² along `axis` (None is all), and zero where x is zero.
 
-    >>> l2_direction(jnp.full((2, 2), 6e4, jnp.float16))
-    Array([[0.5, 0.5],
-           [0.5, 0.5]], dtype=float32)
+    Examples:
+      >>> l2_direction(jnp.full((2, 2), 6e4, jnp.float16))
+      Array([[0.5, 0.5],
+             [0.5, 0.5]], dtype=float32)
     """
     unit, _ = unit_scale(x, axis)
     norm = jnp.sqrt(jnp.sum(unit * unit, axis=axis, keepdims=axis is not None))
@@ -81,7 +85,8 @@ def l2_direction(
 def nan_unless_finite(x: Float[Array, "..."], scale: Float[Array, ""]) -> Array:
     """x, or NaN everywhere if `scale` is not finite; by arithmetic, see `unit_scale`.
 
-    >>> nan_unless_finite(jnp.ones(2), jnp.array(jnp.inf))
-    Array([nan, nan], dtype=float32)
+    Examples:
+      >>> nan_unless_finite(jnp.ones(2), jnp.array(jnp.inf))
+      Array([nan, nan], dtype=float32)
     """
     return x * (1 + 0 * scale).astype(x.dtype)

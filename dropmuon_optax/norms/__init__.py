@@ -19,3 +19,30 @@ from dropmuon_optax.norms.scaled import Monomial as Monomial
 from dropmuon_optax.norms.scaled import Scaled as Scaled
 from dropmuon_optax.norms.scaled import unscaled as unscaled
 from dropmuon_optax.norms.spectral import Spectral as Spectral
+
+__all__ = [
+    "Norm",
+    "Column",
+    "Frobenius",
+    "consistent_rms",
+    "muon_spectral",
+    "scion_bias",
+    "scion_column",
+    "scion_conv",
+    "scion_row",
+    "scion_sign",
+    "scion_spectral",
+    "MaxEntry",
+    "RMS",
+    "Row",
+    "LongSide",
+    "Monomial",
+    "Scaled",
+    "unscaled",
+    "Spectral",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names alone."""
+    return __all__

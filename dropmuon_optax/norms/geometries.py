@@ -31,9 +31,10 @@ def muon_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
     The sides are those of the matrix view. (Keller Jordan's code takes the last two
     axes of the tensor instead, which for square convolution kernels gives 1.)
 
-    >>> import jax.numpy as jnp
-    >>> muon_spectral().norm(jnp.eye(2, 8)).item()
-    0.5
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> muon_spectral().norm(jnp.eye(2, 8)).item()
+      0.5
 
     References:
       Keller Jordan, github.com/KellerJordan/Muon; `torch.optim.Muon`, "original".
@@ -57,7 +58,7 @@ def consistent_rms(rms: float = 0.2, inner: Norm = Spectral()) -> Scaled:  # noq
 
     >>> import jax.numpy as jnp
     >>> exact = Spectral(num_steps=None)
-    >>> consistent_rms(0.5, exact).lmo(jnp.ones((1, 4))).tolist()
+    >>> consistent_rms(0.5, exact).lmo(jnp.ones((1, 4))).round(3).tolist()
     [[-0.5, -0.5, -0.5, -0.5]]
 
     References:
@@ -75,9 +76,10 @@ def consistent_rms(rms: float = 0.2, inner: Norm = Spectral()) -> Scaled:  # noq
 def scion_spectral(inner: Norm = Spectral()) -> Scaled:  # noqa: B008 (frozen)
     """Scion's hidden layers: a unit step is √(n_out/n_in)·UVᵀ.
 
-    >>> import jax.numpy as jnp
-    >>> scion_spectral().norm(jnp.eye(8, 2)).item()
-    2.0
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> scion_spectral().norm(jnp.eye(8, 2)).item()
+      2.0
 
     References:
       Pethick et al., arXiv:2502.07529 (Spectral).
@@ -97,9 +99,10 @@ def scion_conv(*kernel_size: int, inner: Norm = Spectral()) -> Scaled:  # noqa: 
     Raises:
       ValueError: if an extent is no positive whole number.
 
-    >>> import jax.numpy as jnp
-    >>> round(scion_conv(3, 3).norm(jnp.eye(9, 4)).item(), 6)  # k²√(C_in/C_out)
-    4.5
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> round(scion_conv(3, 3).norm(jnp.eye(9, 4)).item(), 6)  # k²√(C_in/C_out)
+      4.5
 
     References:
       Pethick et al., arXiv:2502.07529 (SpectralConv).
@@ -118,9 +121,10 @@ def scion_sign() -> Scaled:
     n_in is the number of rows. Of a table of embeddings (vocabulary, width) it is to be
     the width: give it the view `View((1,), (0,))`.
 
-    >>> import jax.numpy as jnp
-    >>> scion_sign().lmo(jnp.ones((2, 1))).tolist()
-    [[-0.5], [-0.5]]
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> scion_sign().lmo(jnp.ones((2, 1))).tolist()
+      [[-0.5], [-0.5]]
 
     References:
       Pethick et al., arXiv:2502.07529 (Sign).
@@ -131,12 +135,13 @@ def scion_sign() -> Scaled:
 def scion_column() -> Scaled:
     """Scion's norm over output units: a unit step is g_·j/(√n_in·‖g_·j‖₂).
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> scion_column().lmo(jnp.ones((4, 1))).tolist()
+      [[-0.25], [-0.25], [-0.25], [-0.25]]
+
     References:
       Pethick et al., arXiv:2502.07529 (RowNorm, normalized).
-
-    >>> import jax.numpy as jnp
-    >>> scion_column().lmo(jnp.ones((4, 1))).tolist()
-    [[-0.25], [-0.25], [-0.25], [-0.25]]
     """
     return Scaled(Column(), Monomial(fan_in=0.5)).named("scion_column()")
 
@@ -144,12 +149,13 @@ def scion_column() -> Scaled:
 def scion_row() -> Scaled:
     """Scion's norm over input units: a unit step is √n_out·g_i·/‖g_i·‖₂.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> scion_row().lmo(jnp.ones((1, 4))).tolist()
+      [[-1.0, -1.0, -1.0, -1.0]]
+
     References:
       Pethick et al., arXiv:2502.07529 (ColNorm).
-
-    >>> import jax.numpy as jnp
-    >>> scion_row().lmo(jnp.ones((1, 4))).tolist()
-    [[-1.0, -1.0, -1.0, -1.0]]
     """
     return Scaled(Row(), Monomial(fan_out=-0.5)).named("scion_row()")
 
@@ -157,10 +163,11 @@ def scion_row() -> Scaled:
 def scion_bias() -> RMS:
     """Scion's biases: a unit step is √n·g/‖g‖₂.
 
+    Examples:
+      >>> scion_bias()
+      RMS()
+
     References:
       Pethick et al., arXiv:2502.07529 (BiasRMS).
-
-    >>> scion_bias()
-    RMS()
     """
     return RMS()

@@ -48,9 +48,10 @@ class Scaled(Norm):
     def named(self, name: str) -> "Scaled":
         """The same norm, printed as the call that made it.
 
-        >>> from dropmuon_optax.norms.rms import RMS
-        >>> Scaled(RMS(), 2.0).named("double()")
-        double()
+        Examples:
+          >>> from dropmuon_optax.norms.rms import RMS
+          >>> Scaled(RMS(), 2.0).named("double()")
+          double()
         """
         same = dataclasses.replace(self)
         object.__setattr__(same, "_name", name)
@@ -80,9 +81,10 @@ class Scaled(Norm):
 def unscaled(norm: Norm, shape: tuple[int, int]) -> tuple[Norm, float]:
     """The norm and the factor c that make up c‖·‖ on matrices of this shape.
 
-    >>> from dropmuon_optax.norms.max_entry import MaxEntry
-    >>> unscaled(Scaled(Scaled(MaxEntry(), 2.0), Monomial(fan_in=1.0)), (4, 3))
-    (MaxEntry(), 8.0)
+    Examples:
+      >>> from dropmuon_optax.norms.max_entry import MaxEntry
+      >>> unscaled(Scaled(Scaled(MaxEntry(), 2.0), Monomial(fan_in=1.0)), (4, 3))
+      (MaxEntry(), 8.0)
     """
     factor = 1.0
     while isinstance(norm, Scaled):

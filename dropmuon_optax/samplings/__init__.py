@@ -9,8 +9,34 @@ from dropmuon_optax.samplings.host import active_layers as active_layers
 from dropmuon_optax.samplings.host import present_layers as present_layers
 from dropmuon_optax.samplings.independent import Independent as Independent
 from dropmuon_optax.samplings.nice import Nice as Nice
+from dropmuon_optax.samplings.nice import OneOf as OneOf
+from dropmuon_optax.samplings.nice import cyclic_sets as cyclic_sets
 from dropmuon_optax.samplings.periodic import Periodic as Periodic
 from dropmuon_optax.samplings.progressive import Progressive as Progressive
 from dropmuon_optax.samplings.round_robin import RoundRobin as RoundRobin
 from dropmuon_optax.samplings.staged import Staged as Staged
 from dropmuon_optax.samplings.stochastic_depth import StochasticDepth as StochasticDepth
+
+__all__ = [
+    "Sampling",
+    "EpochShift",
+    "LinearShift",
+    "Full",
+    "Grown",
+    "active_layers",
+    "present_layers",
+    "Independent",
+    "Nice",
+    "OneOf",
+    "cyclic_sets",
+    "Periodic",
+    "Progressive",
+    "RoundRobin",
+    "Staged",
+    "StochasticDepth",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names alone."""
+    return __all__

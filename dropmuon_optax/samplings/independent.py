@@ -42,6 +42,10 @@ class Independent(Coins):
     the counters advance. There is no gradient to compute for such a set, so give
     `update` zeros in place of what `value_and_grad` would return.
 
+    Warning: a train step with a static `active` is compiled for each set that is drawn,
+    and there are up to 2ᵇ: nearly every step is another program (see `Nice` for what
+    that takes). `OneOf` draws from a few sets of your own.
+
     Attributes:
       probabilities: Pᵢ of each layer, counted from the input.
 

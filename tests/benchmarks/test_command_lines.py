@@ -1,12 +1,15 @@
 """Every wrong value of every option of every program: one line, and exit status 2."""
 
+import argparse
 import importlib
+import pathlib
 import re
 import subprocess
 
 import pytest
 
 from benchmarks.common import options as types
+from benchmarks.common import record
 from benchmarks.drop_muon import report as drop_report
 from benchmarks.language import nanogpt
 
@@ -66,6 +69,10 @@ PROGRAMS = {
         "--momentum": ["-0.1", "1", "nan", ""], "--seed": SEED,
         "--checkpoints": FOLDER, "--deadline": RATE, "--output": FOLDER,
     },
+    "accelerator.__main__": {
+        "--minutes": RATE, "--parts": CHOICE, "--scale": CHOICE,
+        "--output": [*FOLDER[1:], "", ".", ".."],
+    },
     "ef21_muon.__main__ bytes": {
         "--trees": CHOICE, "--workers": POSITIVE, "--compressors": CHOICE,
         "--output": FOLDER,
@@ -114,6 +121,7 @@ def test_no_option_is_left_out(program, capsys):
         parse([*part, "--help"])
     found = set(re.findall(r"^ +(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
     flags = {"--scan", "--distributed", "--sweep-only", "--resume", "--compiled"}
+    flags |= {"--report"}
     others = {"--output"} if part else set()  # of all parts alike
     assert found - flags - others <= set(PROGRAMS[program])
 
@@ -216,6 +224,7 @@ OTHERS = [
     ("ef21_muon.__main__", ["losses", "--length", "9999"], "`length` must be between"),
     ("ef21_muon.__main__", ["losses", "--width", "6"], "multiple of the 4 heads"),
     ("ef21_muon.__main__", ["bytes", "--compiled", "--workers", "99"], "8 devices"),
+    ("accelerator.__main__", ["--report", "--output", "none.jsonl"], "must be a file"),
 ]
 
 
@@ -254,3 +263,99 @@ def test_what_is_no_file_of_records_is_refused(content, tmp_path, capsys):
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("drop_muon.report: error: ")
+
+
+def options_of(program):
+    """Its options, as argparse has them."""
+    parse, part = parser_of(program)
+    found = {}
+
+    def stop(self, *_):
+        found[self.prog] = self
+        raise KeyError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(types.Parser, "parse_args", stop)
+        with pytest.raises(KeyError):
+            parse(part)
+    (parser,) = found.values()
+    actions = parser._actions
+    if part:
+        (parts,) = (a for a in actions if isinstance(a, argparse._SubParsersAction))
+        parser = parts.choices[part[0]]
+    return parser, [action for action in parser._actions if action.option_strings]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_option_says_what_it_is_and_what_it_is_by_default(program):
+    parser, actions = options_of(program)
+    text = " ".join(parser.format_help().split())
+    for action in actions:
+        assert action.help, action.option_strings
+        shown = parser.formatter_class("")._get_help_string(action)
+        default = action.default
+        if default in (None, False, [], argparse.SUPPRESS):
+            continue
+        for value in default if isinstance(default, list | tuple) else [default]:
+            assert str(value) in shown or repr(value) in shown, action.option_strings
+    assert "(default: None)" not in text
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_lists_and_names_of_data_are_taken_both_ways(program):
+    parse, part = parser_of(program)
+    _, actions = options_of(program)
+    for action in actions:
+        name = action.option_strings[0]
+        if action.nargs in ("+", "*") and action.choices:
+            two = [str(choice) for choice in list(action.choices)[:2]]
+            apart = parse([*part, name, *two])
+            together = parse([*part, name, ",".join(two)])
+            assert getattr(apart, action.dest) == getattr(together, action.dest) == two
+        if name in types.ALIKE:
+            assert set(types.ALIKE) <= set(action.option_strings)
+            last = list(action.choices)[-1]
+            one, other = (vars(parse([*part, x, last])) for x in types.ALIKE)
+            assert one == other
+
+
+def test_a_list_of_values_keeps_its_commas():
+    parse, _ = parser_of("drop_muon.cnn")
+    assert parse(["--learning-rate", "muon=0.1,0.2"]).learning_rate["muon"] == [
+        0.1,
+        0.2,
+    ]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_results_go_where_git_ignores_them(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parse, part = parser_of(program)
+    assert parse(part).output == pathlib.Path("results")
+
+
+def test_git_ignores_that_folder_alone():
+    root = record.REPOSITORY
+    if record.git("rev-parse", "HEAD") is None:
+        pytest.skip("no checkout")
+    ignored = ["git", "-C", str(root), "check-ignore", "-q"]
+    for name, status in (("results/cnn.jsonl", 0), ("benchmarks/results/cnn.jsonl", 1)):
+        assert subprocess.run([*ignored, name], check=False).returncode == status
+
+
+def test_without_data_and_network_a_gpt_trains_on_the_projects_own_text(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("DROPMUON_DATA", str(tmp_path / "empty"))
+    sizes = "--preset nano --steps 4 --evaluations 1 --validation-windows 2 --sample 1"
+    arguments = [*sizes.split(), "--output", str(tmp_path)]
+    assert nanogpt.main(arguments) == 0
+    (entry,) = record.read(tmp_path / "nanogpt.jsonl")
+    assert (entry["data"], entry["tokens"]) == ("project", "char")
+    assert "Shakespeare can't be had" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        nanogpt.main([*arguments, "--data", "shakespeare"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "tinyshakespeare/input.txt is missing" in line

@@ -13,6 +13,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", *sorted(BENCHMARKS.rglob("README.md"))]
+PAGES += [
+    p for p in sorted((ROOT / "docs").rglob("*.md")) if "python -m" in p.read_text()
+]
 MODULES = sorted(BENCHMARKS.rglob("*.py"))
 
 # A command ends with its line, but that of a code span goes on to the closing mark, and

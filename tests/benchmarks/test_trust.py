@@ -45,7 +45,7 @@ def test_no_cases_are_no_line(tmp_path):
 
 
 def test_every_family_has_a_line_and_its_tests_are_there():
-    entries = report.newest(record.read(record.RESULTS / "trust.jsonl"))
+    entries = report.newest(record.read(record.COMMITTED / "trust.jsonl"))
     known = {entry["family"]: entry for entry in entries}
     for family in FAMILIES:
         assert all((record.REPOSITORY / path).is_file() for path in family.tests)
@@ -54,6 +54,6 @@ def test_every_family_has_a_line_and_its_tests_are_there():
 
 
 def test_nothing_was_lost():
-    for entry in report.newest(record.read(record.RESULTS / "trust.jsonl")):
+    for entry in report.newest(record.read(record.COMMITTED / "trust.jsonl")):
         assert entry["losses"] == 0, entry["family"]
         assert sum(entry["outcomes"].values()) == entry["num_cases"]

@@ -325,3 +325,23 @@ def test_a_convolution_before_the_head_is_one():
 def test_what_else_a_shape_may_mean(path, shape, role, evidence):
     reading = read(path, shape)
     assert (reading.role, reading.evidence) == (role, evidence)
+
+
+def test_without_layers_each_optimizers_own_are_described():
+    params = {"hidden": {"kernel": jnp.ones((4, 8))}, "bias": jnp.ones(8)}
+    text = dm.describe(None, params)
+    tables = [
+        dm.describe(dm.layers_by_path(None, geometry), params)
+        for geometry in (dm.muon_geometry, dm.ball_geometry, dm.scion_geometry)
+    ]
+    names = ("muon", "scion", "gluon, and scion(constrained=False)")
+    parts = zip(names, tables, strict=True)
+    assert text == "\n\n".join(f"{name}\n{table}" for name, table in parts)
+    rules = dm.describe(None, params, evidence=True).count("role  ")
+    assert rules == 1  # the names, once below all tables
+
+
+def test_a_convolution_prints_as_the_call_that_makes_it():
+    text = dm.describe(None, {"conv": {"kernel": jnp.ones((3, 3, 4, 8))}})
+    assert text.count("scion_conv(3, 3)") == 2
+    assert "Scaled" not in text

@@ -3,6 +3,7 @@
 To put a new sampling under them, add one line to `SAMPLINGS`.
 """
 
+import collections
 import functools
 import inspect
 import itertools
@@ -21,12 +22,14 @@ from dropmuon_optax.samplings import (
     Independent,
     LinearShift,
     Nice,
+    OneOf,
     Periodic,
     Progressive,
     RoundRobin,
     Staged,
     StochasticDepth,
     active_layers,
+    cyclic_sets,
     draws,
     host,
     present_layers,
@@ -46,6 +49,13 @@ SAMPLINGS = [
     Nice(1),
     Nice(3),
     Nice(B),
+    OneOf(cyclic_sets(B, 2)),
+    OneOf(cyclic_sets(B, B)),
+    OneOf(
+        ((True, False) * 2 + (True,), (False,) * B, (False, True) * 2 + (True,)),
+        (0.25, 0.0, 0.75),
+    ),
+    OneOf(((False,) * B, (True,) * B), (0.3, 0.7)),
     RoundRobin(),
     Staged(((0, Full()), (3, RoundRobin()), (9, Progressive()))),
     Staged(((0, EpochShift(20)), (15, EpochShift(30, alpha=2)))),
@@ -65,7 +75,12 @@ SAMPLINGS = [
 SUFFIXES = [
     s for s in SAMPLINGS if isinstance(s, Progressive | EpochShift | LinearShift)
 ]
-MAY_BE_EMPTY = [Independent((0.5,) * B), StochasticDepth((0.5,) * B), Periodic(3)]
+MAY_BE_EMPTY = [
+    Independent((0.5,) * B),
+    OneOf(((False,) * B, (True,) * B), (0.3, 0.7)),
+    Periodic(3),
+    StochasticDepth((0.5,) * B),
+]
 
 PROBABILITIES = "`probabilities` must be a sequence of numbers"
 NUM_DRAWS = 4000
@@ -204,6 +219,26 @@ def test_nice_sets_have_tau_layers_and_all_are_as_likely(tau):
         assert abs(found - expected) <= NUM_SIGMAS * spread
 
 
+def test_one_of_draws_the_given_sets_with_their_probabilities():
+    sets = ((True, False) * 2 + (True,), (True,) * B, (False, False, True, True, False))
+    p = (0.5, 0.2, 0.3)
+    found = collections.Counter(map(tuple, draw(OneOf(sets, p), 0).tolist()))
+    assert set(found) == set(sets)
+    for chosen, expected in zip(sets, p, strict=True):
+        spread = math.sqrt(expected * (1 - expected) / NUM_DRAWS)
+        assert abs(found[chosen] / NUM_DRAWS - expected) <= NUM_SIGMAS * spread
+
+
+@pytest.mark.parametrize("num_layers", [1, 3, 12])
+def test_cyclic_sets_move_each_layer_as_nice_does(num_layers):
+    for tau in range(1, num_layers + 1):
+        sets = cyclic_sets(num_layers, tau)
+        assert len(set(sets)) == len(sets) <= num_layers
+        assert {sum(chosen) for chosen in sets} == {tau}
+        found = OneOf(sets).marginals(num_layers, 0)
+        np.testing.assert_array_equal(found, Nice(tau).marginals(num_layers, 0))
+
+
 def test_round_robin_takes_turns():
     turns = [active_layers(RoundRobin(), 3, jax.random.key(0), k) for k in range(4)]
     assert turns == [
@@ -329,6 +364,16 @@ def test_other_steps_are_refused(step):
         ),
         (lambda: Independent((1.1,)), PROBABILITIES),
         (lambda: Nice(0), "`tau` must be a whole number"),
+        (lambda: OneOf(()), "`sets` must be tuples of bools"),
+        (lambda: OneOf(((),)), "`sets` must be tuples of bools"),
+        (lambda: OneOf(((0, 1),)), "`sets` must be tuples of bools"),
+        (lambda: OneOf(((True,), (True, False))), "all of one length"),
+        (lambda: OneOf(((True,),), (0.5, 0.5)), "one for each of the 1 sets"),
+        (lambda: OneOf(((True,), (True,)), (0.5, 0.4)), "of sum 1 within"),
+        (lambda: OneOf(((True,),), (2.0,)), PROBABILITIES),
+        (lambda: cyclic_sets(3, 4), "at most the 3 layers there are, got 4"),
+        (lambda: cyclic_sets(3, 0), "`tau` must be a whole number"),
+        (lambda: Staged(((0, OneOf(((True,),))),)), "nested, got OneOf"),
         (lambda: EpochShift(0), "`num_steps` must be a whole number"),
         (lambda: Staged(()), "the first step of the first one 0"),
         (lambda: Staged(((1, Full()),)), "the first step of the first one 0"),
@@ -361,6 +406,7 @@ def test_bad_arguments_are_refused(make, message):
         Progressive((0.5, 0.5)),
         Independent((0.5, 0.5)),
         Nice(4),
+        OneOf(((True, True),)),
         Grown(((0, (True, True)),)),
         StochasticDepth((0.5, 0.5)),
     ],

@@ -1,6 +1,7 @@
 """Texts: official files, others that are refused, and the order of batches."""
 
 import os
+import pathlib
 import struct
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_a_text_is_split_at_nine_tenths():
 
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(
-        ValueError, match="shakespeare, text, wiki, c4, fineweb, got 'pile'"
+        ValueError, match="shakespeare, text, project, wiki, c4, fineweb, got 'pile'"
     ):
         text.load("pile")
     with pytest.raises(ValueError, match="`tokenizer` of wiki must be one of gpt2"):
@@ -197,10 +198,20 @@ def test_other_shards_are_refused(folder, content, match):
         text.load("fineweb")
 
 
-@pytest.mark.parametrize("name", text.DATASETS)
+@pytest.mark.parametrize("name", [x for x in text.DATASETS if x != "project"])
 def test_a_missing_file_is_named(folder, name):
     with pytest.raises(FileNotFoundError, match=r"is missing.* DROPMUON_DATA"):
         text.load(name)
+
+
+def test_the_projects_text_needs_no_file(folder):
+    corpus = text.load("project")
+    (train,), (validation,) = corpus.train, corpus.validation
+    written = corpus.decode([*train, *validation])
+    source = pathlib.Path(text_files.dropmuon_optax.__file__).with_name("checks.py")
+    assert source.read_text() in written
+    assert len(written) > 200_000
+    assert corpus.vocab_size == len(set(written))
 
 
 @pytest.mark.parametrize("name", ["wiki", "c4", "fineweb"])
