@@ -46,7 +46,7 @@ from dropmuon_optax.layers.parts import (
     widen,
     widen_state,
 )
-from dropmuon_optax.layers.trees import checked
+from dropmuon_optax.layers.trees import checked, ranged
 from dropmuon_optax.lmo import scale_by_lmo
 from dropmuon_optax.samplings import Sampling
 from dropmuon_optax.samplings.draws import threefry_key
@@ -78,7 +78,7 @@ def drop_muon(
       weight_decay: λ ≥ 0, decoupled, for the layers that move: Xᵢ ← Xᵢ − γλXᵢ besides.
         Not in the paper.
       weight_decay_mask: as in `gluon`.
-      momentum_dtype: dtype of M; None is the parameters'.
+      momentum_dtype: as in `gluon`.
       num_layers: as in `drop_layers`.
 
     Returns:
@@ -104,7 +104,7 @@ def drop_muon(
       arXiv:2510.02239.
     """
     # The paper's β = 1 − momentum; `scale_by_momentum` takes the old buffer's weight.
-    check_decay("weight_decay", weight_decay)
+    check_decay(weight_decay_mask, weight_decay=weight_decay)
     step = optax.chain(
         # 3. Mᵢ = (1 − β) Mᵢ + β ∇ᵢf(X; ξ)
         scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
@@ -115,7 +115,7 @@ def drop_muon(
     )
     # 1. and 2. around them. The learning rate is inside: outside, −γ·0 + Xᵢ would be
     # computed for frozen layers, which costs a pass over their weights.
-    return drop_layers(step, layers, sampling, key=key, num_layers=num_layers)
+    return drop_layers(ranged(step), layers, sampling, key=key, num_layers=num_layers)
 
 
 class DropState(NamedTuple):
@@ -204,6 +204,8 @@ def drop_layers(
         active: Any = None,
         **extra: Any,
     ) -> tuple[Any, DropState]:
+        if not jax.tree.leaves(updates):
+            return updates, state._replace(count=optax.safe_increment(state.count))
         placed = place(layers, updates, num_layers)
         b = placed.num_layers
         sampling.check(b)

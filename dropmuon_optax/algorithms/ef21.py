@@ -194,6 +194,7 @@ def _update(
         raise ValueError("`params` must be given to `update`: the weights W, got None")
     check_gradients(updates, params)
     at_server.check_first(state, first(params), box.momentum, box.compressors[1])
+    box.axis.check_own(updates, state.G_j, active)
     state, outward = inward(state, state.G_j, updates)
     moving = box.select(params, active)
     at_server.check_server(state, first(params), moving, box.inner)
@@ -234,7 +235,6 @@ def _worker_lines(turn: _Turn, state: EF21State, updates: Any) -> tuple[EF21Stat
     message = messages.join(coded, moving.ownership.num_owners)
     axis = box.axis
     received = axis.gather(message[0]) if box.shared else axis.exchange(message)
-
     momentum = widen(state.momentum, M_j, parts) if box.keeps_momentum else None
     G_j = widen(state.G_j, G_j, parts)
     return state._replace(momentum=momentum, G_j=G_j, memory=memory), received
