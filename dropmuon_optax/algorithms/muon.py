@@ -14,6 +14,7 @@ matrices, Keller Jordan's; for convolutions his code reads the sides off the ker
 """
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -129,6 +130,7 @@ def muon(
         ]
         return jax.tree.unflatten(jax.tree.structure(params), names)
 
+    parts: dict[Hashable, optax.GradientTransformation]
     parts = {"muon": ranged(matrices), "adam": ranged(rest)}
     return checked(optax.partition(parts, labels), moves_all=True)
 
