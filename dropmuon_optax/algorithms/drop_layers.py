@@ -123,6 +123,8 @@ def drop_layers(
         active: Any = None,
         **extra: Any,
     ) -> tuple[Any, DropState]:
+        if not jax.tree.leaves(updates):
+            return updates, state._replace(count=optax.safe_increment(state.count))
         placed = place(layers, updates, num_layers)
         b = placed.num_layers
         sampling.check(b)

@@ -196,6 +196,7 @@ def _update(
         raise ValueError("`params` must be given to `update`: the weights W, got None")
     check_gradients(updates, params)
     at_server.check_first(state, first(params), box.momentum, box.compressors[1])
+    box.axis.check_own(updates, state.G_j, active)
     state, outward = inward(state, state.G_j, updates)
     moving = box.select(params, active)
     at_server.check_server(state, first(params), moving, box.inner)

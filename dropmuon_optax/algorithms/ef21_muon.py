@@ -77,7 +77,8 @@ def ef21_muon(
       weight_decay_mask: as in `gluon`; leaves that decay share no stack with others.
       initial: "zeros": M_j⁻¹ = 0; or "gradient": M_j⁰ is the first gradient, so that
         G_j⁰ = 𝒞_j(∇f_j(W⁰)) (the paper begins at G_j⁰ = ∇f_j(W⁰) itself).
-      momentum_dtype: dtype of M_j; None is the parameters'. G_j and G are float32.
+      momentum_dtype: dtype of M_j; None is the parameters', or float32 for float16. G_j
+        and G are float32.
       num_layers: as in `drop_layers`, for an `update` with `active`.
       work_share: what owners are balanced by, in [0, 1]: 0, the bytes they send; 1, the
         oracle's work, which the busiest of each shape sets for all. `describe_owners`

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 
+from dropmuon_optax import linalg
 from dropmuon_optax.layers.leaves import path_of
 from dropmuon_optax.layers.parts import narrow, widen
 from dropmuon_optax.layers.trees import check_state
@@ -111,7 +112,7 @@ def first_state(
     def zeros(dtype: Any) -> Any:
         return jax.tree.map(
             lambda x: jnp.zeros(
-                (num_workers, *jnp.shape(x)), dtype or jnp.result_type(x)
+                (num_workers, *jnp.shape(x)), dtype or linalg.ranged_dtype(x)
             ),
             params,
         )
@@ -133,12 +134,16 @@ def _first_server(
 ) -> Server:
     n = whole.ownership.num_owners
     abstract = any(isinstance(x, ShapeDtypeStruct) for x in jax.tree.leaves(params))
+    if abstract and keeps_x:
+        raise ValueError(
+            "`params` must be arrays where a server's compressor keeps X = W, got "
+            "shapes; `jax.eval_shape(tx.init, params)` makes the state's shapes of them"
+        )
     run = jax.eval_shape if abstract else lambda fun, tree: fun(tree)
     stacks = run(
         lambda tree: of_owners(whole, collect(whole, narrow(tree, whole.parts))), params
     )
     memory = first_memory(whole.servers, whole.shapes, whole.counts)
-    # What has no value yet stays a shape: X is W, and not zero.
     X = run(lambda tree: _copied(tree), params) if shared else stacks
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), X)
     stacks = jax.tree.map(jnp.zeros_like, stacks) if abstract else stacks
