@@ -107,10 +107,8 @@ def test_layers_enter_without_a_jump_and_with_a_fresh_state():
     sampling = Grown(((0, (True, True, False, True, False, True)), (5, (True,) * 6)))
     inner = dm.gluon(0.01, LAYERS)
     tx = dm.drop_layers(inner, LAYERS, sampling, key=KEY)
-    params = network()
-    down = params["blocks"]["down"]["kernel"]
-    entering = jnp.array([False, True, False, True])[:, None, None]
-    params["blocks"]["down"]["kernel"] = jnp.where(entering, jnp.zeros_like(down), down)
+    present = dm.present_layers(sampling, 6, KEY, 0)
+    params = dm.zero_outputs(network(), LAYERS, present, "down")
     first, state = params, tx.init(params)
     for step in range(5):
         moves = dm.active_layers(sampling, 6, KEY, step)
@@ -134,6 +132,71 @@ def test_layers_enter_without_a_jump_and_with_a_fresh_state():
     for momentum in momenta:
         assert not momentum[1::2].any()
         assert momentum[::2].any()
+
+
+def test_layers_enter_with_a_fresh_error_feedback_state():
+    few, all_ = (True, True, False, True, False, True), (True,) * 6
+    sampling = Grown(((0, few), (3, all_)))
+    inner = dm.ef21_muon(
+        *(0.01, LAYERS, dm.compressors.TopK(0.3)),
+        axis_name="workers",
+        num_workers=1,
+        key=KEY,
+    )
+    tx = dm.drop_layers(inner, LAYERS, sampling, key=KEY)
+    params = dm.zero_outputs(network(), LAYERS, few, "down")
+    mesh = jax.make_mesh((1,), ("workers",), axis_types=(jax.sharding.AxisType.Auto,))
+    first = state = tx.init(params)
+
+    def of_worker(params, state, active):
+        loss = functools.partial(loss_fn, present=active[1:-1])
+        local = dm.local_params(params, "workers")
+        _, grads = dm.value_and_grad(loss, LAYERS)(local, X, active=active)
+        updates, state = tx.update(grads, state, params, active=active)
+        return optax.apply_updates(params, updates), state, jnp.zeros(())
+
+    run = dm.worker_map(
+        functools.partial(of_worker, active=few), "workers", state, mesh
+    )
+    for _ in range(3):
+        params, state, _ = jax.jit(run)(params, state)
+    moved = 0
+    flat = jax.tree_util.tree_flatten_with_path(state.inner)[0]
+    for (path, new), old in zip(flat, jax.tree.leaves(first.inner), strict=True):
+        if "blocks" in jax.tree_util.keystr(path) and new.ndim >= 3:
+            axis = new.shape.index(LENGTH)  # behind that of the workers, if there is
+            rows = np.moveaxis(np.asarray(new), axis, 0)
+            was = np.moveaxis(np.asarray(old), axis, 0)
+            np.testing.assert_array_equal(rows[1::2], was[1::2])  # as at the beginning
+            moved += bool(np.any(rows[::2] != was[::2]))
+    assert moved >= 2
+    before = loss_fn(params, X, few[1:-1])
+    assert float(before) == pytest.approx(float(loss_fn(params, X)), rel=1e-6)
+
+
+def test_outputs_of_layers_that_are_there_stay():
+    present = (True, False, True, True, False, True)
+    params = network()
+    found = dm.zero_outputs(params, LAYERS, present, "down/kernel$")
+    down = found["blocks"]["down"]["kernel"]
+    assert not down[0].any()
+    assert not down[3].any()
+    np.testing.assert_array_equal(down[1:3], params["blocks"]["down"]["kernel"][1:3])
+    found["blocks"]["down"] = params["blocks"]["down"]
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+@pytest.mark.parametrize(
+    ("present", "outputs", "message"),
+    [
+        ((True,) * 5 + (False,), "down", r"found in none of layers \[5\]"),
+        ((True, False) * 3, "out", r"got 'out', found in none of layers \[1, 3, 5\]"),
+        ((True,) * 4, "down", "one bool for each of 6 layers"),
+    ],
+)
+def test_layers_whose_outputs_are_not_named_are_refused(present, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        dm.zero_outputs(network(), LAYERS, present, outputs)
 
 
 def test_stochastic_depth_draws_each_layer_as_often_as_it_says():

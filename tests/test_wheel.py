@@ -47,9 +47,8 @@ def test_first_cells_run_with_the_wheel_alone(path, site, tmp_path):
     """In a folder of its own, as on Colab but for what pip fetches."""
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     program = "\n".join(cell.source for cell in cells[:2]).replace("%pip", "pass  #")
-    program += (
-        "\nimport benchmarks\nprint(dropmuon_optax.__file__, benchmarks.__file__)"
-    )
+    program += "\nimport benchmarks"
+    program += "\nprint(dropmuon_optax.__file__, benchmarks.__file__)"
     (tmp_path / "inside").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
     ran = subprocess.run(

@@ -12,7 +12,7 @@ Device: one core of a CPU; any JAX device does. It may be busy: see below.
 Expected: the README beside this file.
 
 A budget is what full Muon gets: so many seconds, by the step times that
-`recipe_steps` measured on a quiet machine. `--equal` says in what the others get the
+`recipe_costs` measured on a quiet machine. `--equal` says in what the others get the
 same: seconds by that table, FLOPs of their compiled programs, or steps. Learning rates
 fall linearly to zero at the end of each run's budget. All methods of a seed start from
 the same weights and read samples in the same order.
@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import dropmuon_optax as dm
 from benchmarks.common import data, record, train
 from benchmarks.common.options import (
     file_name,
@@ -39,7 +38,7 @@ from benchmarks.common.options import (
     refusing,
     seed,
 )
-from benchmarks.drop_muon import recipe_report, recipe_steps, recipes
+from benchmarks.drop_muon import recipe_costs, recipe_report, recipe_steps, recipes
 from benchmarks.drop_muon.recipe_steps import Network
 from benchmarks.drop_muon.recipes import METHODS, Method, Plan
 from benchmarks.models import cnn
@@ -62,68 +61,31 @@ def prepare(options: argparse.Namespace, name: str) -> Bench:
     dataset = data.load(name)
     if options.limit:
         dataset = data.head(dataset, options.limit)
-    entry = recipe_steps.measured(options.costs, options.model, name)
-    costs = {unit: recipe_steps.costs(entry, unit) for unit in UNITS}
-    network = recipe_steps.new_network(options.model, recipe_steps.IMAGE_SHAPES[name])
+    entry = recipe_costs.measured(options.costs, options.model, name)
+    costs = {unit: recipe_costs.costs(entry, unit) for unit in UNITS}
+    network = recipe_steps.new_network(options.model, recipe_costs.IMAGE_SHAPES[name])
     return Bench(dataset, network, train.build_accuracy(network.apply), costs)
-
-
-def sample_order(num_samples: int, seed: int) -> Iterator[int]:
-    """Each epoch is shuffled by (seed, epoch) alone, as in `data.batches`."""
-    for epoch in itertools.count():
-        yield from np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 def run(bench: Bench, method: Method, plan: Plan, seed: int) -> dict[str, Any]:
     """Trains as planned and returns what was measured, with units in the keys."""
-    network, dataset = bench.network, bench.dataset
-    params = recipe_steps.first_params(network, seed)
-    opt_state = recipe_steps.init_state(plan.parts[0].kinds[0], params)
-    state = jax.tree.map(lambda x: x.copy(), (params, opt_state))
-    order = sample_order(len(dataset.train_labels), seed)
-    for part in plan.parts:
-        for kind in set(part.kinds):
-            recipe_steps.program(network, kind)  # compiled outside the clock
-    clock, keeping_s, losses = perf_counter(), 0.0, []
-    for part in plan.parts:
-        images, labels, ids = dataset.train_images, dataset.train_labels, order
-        if part.num_kept:
-            pool = np.fromiter(itertools.islice(order, part.num_kept), np.int64)
-            start_s = perf_counter()
-            images = keep(bench, plan, part, state[0], images[pool])
-            keeping_s += perf_counter() - start_s
-            labels, ids = labels[pool], sample_order(part.num_kept, seed)
-        for step, kind in enumerate(part.kinds, part.first_step):
-            chosen = list(itertools.islice(ids, kind.batch_size))
-            shares = np.array(recipes.rates(method, plan.progress[step]), np.float32)
-            call = recipe_steps.program(network, kind).call
-            rates = np.float32(method.learning_rate) * shares
-            *state, loss = call(*state, rates, images[chosen], labels[chosen])
-            losses.append(loss)
-    jax.block_until_ready(state)
+    params = recipe_steps.first_params(bench.network, seed)
+    recipe_steps.compile_all(bench.network, plan)  # outside the clock
+    clock, losses = perf_counter(), []
+    steps = recipe_steps.training(
+        bench.network, bench.dataset, params, method, plan, seed
+    )
+    for moved, loss in steps:
+        params = moved
+        losses.append(loss)
+    jax.block_until_ready(losses[-1])
     elapsed_s = perf_counter() - clock
-    part = dataset.validation_images, dataset.validation_labels
+    part = bench.dataset.validation_images, bench.dataset.validation_labels
     return {
         "train_time_s": round(elapsed_s, 3),
-        "keeping_time_s": round(keeping_s, 3),
         "final_loss": train.mean_loss(losses[-50:]),
-        "final_validation_accuracy": bench.accuracy(state[0], *part),
+        "final_validation_accuracy": bench.accuracy(params, *part),
     }
-
-
-def keep(
-    bench: Bench, plan: Plan, part: recipes.Part, params: Any, images: Any
-) -> np.ndarray:
-    """The settled layers' outputs of the samples that a part reads."""
-    return dm.cache_features(
-        recipe_steps.prefix(bench.network, part.kinds[0].start),
-        params,
-        images,
-        layers=cnn.muon_layers(),
-        sampling=plan.sampling,
-        step=part.first_step,
-        batch_size=recipe_steps.KEPT_BATCH,
-    )
 
 
 def plans(
@@ -193,7 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--costs",
         type=record.Path,
         default=record.COMMITTED,
-        help="folder with the line of `recipe_steps`",
+        help="folder with the line of `recipe_costs`",
     )
     options = parser.parse_args(arguments)
     options.learning_rate = dict(options.learning_rate)

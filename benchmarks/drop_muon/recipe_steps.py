@@ -1,17 +1,7 @@
-"""The train steps of `drop_muon.recipe`, compiled; and what each costs.
+"""The train steps of `drop_muon.recipe`, compiled, and a run of them as planned."""
 
-Costs are measured once, in turns on a quiet machine, and written to a line of
-`results/drop_muon_step_costs.jsonl`; all runs are planned and valued by that table, so
-that they can be made at any load.
-
-Command: python -m benchmarks.drop_muon.recipe_steps [--data cifar10] [--model small]
-Device: one core of a CPU that does nothing else; any JAX device does.
-Expected: from the kept outputs of both, a step of conv3 and the head takes about a
-fifth of a full one, or less; the README beside this file.
-"""
-
-import argparse
-import sys
+import itertools
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,21 +11,11 @@ import optax
 from flax import nnx
 
 import dropmuon_optax as dm
-from benchmarks.common import data, record, report, timing, train
+from benchmarks.common import data, timing, train
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import new_parser, positive
-from benchmarks.drop_muon.recipes import METHODS, NUM_LAYERS, Costs, Kind, kinds
+from benchmarks.drop_muon.recipes import NUM_LAYERS, Kind, Method, Part, Plan, rates
 from benchmarks.models import cnn
 
-IMAGE_SHAPES = {
-    "digits": (8, 8, 1),
-    "mnist": (28, 28, 1),
-    "fashion_mnist": (28, 28, 1),
-    "cifar10": (32, 32, 3),
-}
-IN_A_ROW = 8  # steps of a turn: the first finds the caches full of another's arrays
-QUARTILES = ("median", "first", "third")
-LINES = "drop_muon_step_costs.jsonl"
 KEPT_BATCH = 64  # samples at once, where outputs are kept
 
 
@@ -105,6 +85,7 @@ def train_step(
     loss, grads = gradient(params, x, y, active=kind.active)
     sets = {} if kind.active is None else {"active": kind.active}
     tx = optimizer(kind, rates[-1])
+    updates: Any
     updates, opt_state = tx.update(grads, opt_state, params, **sets)
     if kind.scaled:
         shares = dict(zip(cnn.LAYER_ORDER, rates / rates[-1], strict=True))
@@ -129,183 +110,58 @@ def prefix(network: Network, stop: int) -> Any:
     return partial(network.apply, stop=stop)
 
 
-def steps_of(network: Network, kind: Kind) -> Any:
-    """Steps in a row, which `timing.time_paired` can repeat, on samples drawn anew."""
-    x, y = batch(network, kind, 64 * kind.batch_size)
-    params, rng = first_params(network, 0), np.random.default_rng(0)
-    carried = list(timing.copied((params, init_state(kind, params))))
-    rates, call = np.full(NUM_LAYERS, 0.01, np.float32), program(network, kind).call
-
-    def step():
-        loss = None
-        for _ in range(IN_A_ROW):
-            chosen = rng.integers(len(x), size=kind.batch_size)
-            *carried[:], loss = call(*carried, rates, x[chosen], y[chosen])
-        return carried, loss
-
-    return step
+def compile_all(network: Network, plan: Plan) -> list[timing.Program]:
+    """The programs of a run."""
+    kinds = dict.fromkeys(kind for part in plan.parts for kind in part.kinds)
+    return [program(network, kind) for kind in kinds]
 
 
-def keeping(network: Network, stop: int) -> Any:
-    """Keeps the outputs of batches, as `dm.cache_features` does."""
-    x, _ = batch(network, Kind(None), IN_A_ROW * KEPT_BATCH)
-    params, call = first_params(network, 0), jax.jit(prefix(network, stop))
-    kept = np.empty(jax.eval_shape(call, params, x).shape, np.float32)
-
-    def keep():
-        for start in range(0, len(x), KEPT_BATCH):
-            part = slice(start, start + KEPT_BATCH)
-            kept[part] = np.asarray(call(params, x[part]))
-        return kept
-
-    return keep
+def sample_order(num_samples: int, seed: int) -> Iterator[int]:
+    """Each epoch is shuffled by (seed, epoch) alone, as in `data.batches`."""
+    for epoch in itertools.count():
+        yield from np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
-def measure(network: Network, num_rounds: int) -> dict[str, Any]:
-    """What all steps of all methods cost, by the clock and in FLOPs."""
-    needed = list(dict.fromkeys(k for m in METHODS.values() for k in kinds(m)))
-    calls = {str(kind): steps_of(network, kind) for kind in needed}
-    stops = sorted({kind.start for kind in needed} - {0})
-    calls |= {f"keep {stop}": keeping(network, stop) for stop in stops}
-    times, _ = timing.time_paired(calls, num_runs=num_rounds)
-    times = {name: per_step(measured) for name, measured in times.items()}
-    params, (x, _) = first_params(network, 0), batch(network, Kind(None), KEPT_BATCH)
-    steps = [
-        {
-            **kind._asdict(),
-            "step_time_s": times[str(kind)],
-            "num_flops_per_step": program(network, kind).num_flops,
-            "compile_time_s": program(network, kind).compile_time_s,
-            "peak_memory_bytes": program(network, kind).peak_memory_bytes,
-        }
-        for kind in needed
-    ]
-    kept = [
-        {
-            "num_layers_kept": stop,
-            "batch_size": KEPT_BATCH,
-            "keeping_time_s": times[f"keep {stop}"],
-            "num_flops": dm.count_flops(prefix(network, stop), params, x),
-            "num_bytes": jax.eval_shape(prefix(network, stop), params, x).size * 4,
-        }
-        for stop in stops
-    ]
-    return {"steps": steps, "kept": kept}
+def training(
+    network: Network,
+    dataset: data.Dataset,
+    params: Any,
+    method: Method,
+    plan: Plan,
+    seed: int,
+) -> Iterator[tuple[Any, jax.Array]]:
+    """Trains as planned; yields the parameters and the loss after each step.
 
-
-def per_step(measured: timing.Quartiles) -> dict[str, float]:
-    """Of one step or batch, from those of a turn."""
-    seconds = {name: getattr(measured, name) / IN_A_ROW for name in QUARTILES}
-    return {**seconds, "num_runs": measured.num_runs}
-
-
-def costs(entry: dict[str, Any], unit: str) -> Costs:
-    """What a measured line says in a unit: "s", "FLOPs" or "steps"."""
-
-    def of(found: dict[str, Any], time: str, flops: str, step: float) -> float:
-        values = {"s": found[time]["median"], "FLOPs": found[flops], "steps": step}
-        return values[unit]
-
-    step, kept = {}, {}
-    for found in entry["steps"]:
-        active = None if found["active"] is None else tuple(found["active"])
-        kind = Kind(active, *(found[name] for name in Kind._fields[1:]))
-        step[kind] = of(found, "step_time_s", "num_flops_per_step", 1.0)
-    for found in entry["kept"]:
-        whole = of(found, "keeping_time_s", "num_flops", 0.0)
-        kept[found["num_layers_kept"]] = whole / found["batch_size"]
-    return Costs(step, kept, 2 * KEPT_BATCH)
-
-
-def table(entry: dict[str, Any]) -> str:
-    """A row for each step, and for keeping a batch's outputs."""
-    header = ["step", "batch", "time", "of full's", "GFLOPs", "of full's", "memory"]
-    first = entry["steps"][0]
-    full_s = first["step_time_s"]["median"]
-    rows = []
-    for found in entry["steps"]:
-        time, flops = found["step_time_s"], found["num_flops_per_step"]
-        spread = " … ".join(report.seconds(time[key]) for key in ("first", "third"))
-        rows.append(
-            [
-                name_of(found),
-                str(found["batch_size"]),
-                f"{report.seconds(time['median'])} ({spread})",
-                f"{time['median'] / full_s:.2f}",
-                f"{flops / 1e9:.3g}",
-                f"{flops / first['num_flops_per_step']:.2f}",
-                f"{found['peak_memory_bytes'] / 1e6:.1f} MB",
-            ]
-        )
-    for found in entry["kept"]:
-        time = found["keeping_time_s"]
-        share = first["batch_size"] / found["batch_size"]
-        spread = " … ".join(
-            report.seconds(share * time[key]) for key in ("first", "third")
-        )
-        flops = share * found["num_flops"]
-        rows.append(
-            [
-                f"keeping {found['num_layers_kept']} layers' outputs",
-                str(first["batch_size"]),
-                f"{report.seconds(share * time['median'])} ({spread})",
-                f"{share * time['median'] / full_s:.2f}",
-                f"{flops / 1e9:.3g}",
-                f"{flops / first['num_flops_per_step']:.2f}",
-                f"{found['num_bytes'] / found['batch_size'] / 1e3:.3g} kB a sample",
-            ]
-        )
-    return report.format_table(header, rows)
-
-
-def name_of(found: dict[str, Any]) -> str:
-    """What a step does, in words."""
-    if found["active"] is None:
-        return "all, a rate for each" if found["scaled"] else "all (full Muon)"
-    first = cnn.LAYER_ORDER[found["active"].index(True)]
-    kept = f", {found['start']} kept" if found["start"] else ""
-    return f"from {first}{kept}"
-
-
-def measured(folder: Any, preset: str, dataset: str) -> dict[str, Any]:
-    """The last line for a network and images of this shape.
-
-    Raises:
-        ValueError: If there is none.
+    The parameters are donated to the next step: they are to be read before it.
     """
-    shape = list(IMAGE_SHAPES[dataset])
-    found = [
-        entry
-        for entry in record.read(folder / LINES)
-        if entry["model"] == preset and entry["image_shape"] == shape
-    ]
-    if not found:
-        raise ValueError(
-            f"`{folder / LINES}` must have a line of {preset} and images {shape}; "
-            "measure it by `python -m benchmarks.drop_muon.recipe_steps`"
-        )
-    return found[-1]
+    state = [params, init_state(plan.parts[0].kinds[0], params)]
+    state = timing.copied(state)
+    order = sample_order(len(dataset.train_labels), seed)
+    for part in plan.parts:
+        images, labels, ids = dataset.train_images, dataset.train_labels, order
+        if part.num_kept:
+            pool = np.fromiter(itertools.islice(order, part.num_kept), np.int64)
+            images = keep(network, plan, part, state[0], images[pool])
+            labels, ids = labels[pool], sample_order(part.num_kept, seed)
+        for step, kind in enumerate(part.kinds, part.first_step):
+            chosen = list(itertools.islice(ids, kind.batch_size))
+            own = np.array(rates(method, plan.progress[step]), np.float32)
+            own *= np.float32(method.learning_rate)
+            call = program(network, kind).call
+            *state, loss = call(*state, own, images[chosen], labels[chosen])
+            yield state[0], loss
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit status."""
-    parser = new_parser("benchmarks.drop_muon.recipe_steps", "Times train steps.")
-    parser.add_argument("--data", choices=data.DATASETS, default="cifar10")
-    parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
-    parser.add_argument("--rounds", type=positive, default=30)
-    options: argparse.Namespace = parser.parse_args(arguments)
-    shape = IMAGE_SHAPES[options.data]
-    entry: dict[str, Any] = {
-        "benchmark": "drop_muon_step_costs",
-        "model": options.model,
-        "image_shape": shape,
-        **measure(new_network(options.model, shape), options.rounds),
-        **record.provenance(seed=0),
-    }
-    record.append(options.output / LINES, entry)
-    print(table(entry))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def keep(
+    network: Network, plan: Plan, part: Part, params: Any, images: np.ndarray
+) -> np.ndarray:
+    """The settled layers' outputs of the samples that a part reads."""
+    return dm.cache_features(
+        prefix(network, part.kinds[0].start),
+        params,
+        images,
+        layers=cnn.muon_layers(),
+        sampling=plan.sampling,
+        step=part.first_step,
+        batch_size=KEPT_BATCH,
+    )

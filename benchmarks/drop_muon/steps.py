@@ -14,8 +14,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import DTypeLike
 
 import dropmuon_optax as dm
 from benchmarks.common import train
@@ -55,10 +57,16 @@ def on_images(model: Any, preset: str, layers: Any, batch_size: int, seed: int) 
     return Task(apply, nnx.to_pure_dict(params), names, layers, (images, labels))
 
 
-def on_text(preset: str, batch_size: int, seed: int) -> Task:
+def on_text(
+    preset: str,
+    batch_size: int,
+    seed: int,
+    length: int = SEQUENCE_LENGTH,
+    dtype: DTypeLike = jnp.float32,
+) -> Task:
     """A language model, and a batch of noise."""
-    apply, params = nanogpt.build(preset, seed=seed)
-    shape = (batch_size, SEQUENCE_LENGTH + 1)
+    apply, params = nanogpt.build(preset, seed=seed, dtype=dtype)
+    shape = (batch_size, length + 1)
     vocab_size = nanogpt.PRESETS[preset].vocab_size
     text = jax.random.randint(jax.random.key(seed), shape, 0, vocab_size)
     names, layers = nanogpt.layer_order(preset), nanogpt.layers(preset)

@@ -157,9 +157,9 @@ def nanogpt_shapes(config: nanogpt.Config) -> Any:
     return jax.eval_shape(lambda: nanogpt.build(config, seed=0)[1])
 
 
-def build(plan: Plan, name: str) -> Task:
-    """Jits the step and the evaluation of a pair."""
-    corpus = text.load("shakespeare")
+def build(plan: Plan, name: str, corpus: text.Corpus | None = None) -> Task:
+    """Jits the step and the evaluation of a pair; on Shakespeare unless told."""
+    corpus = text.load("shakespeare") if corpus is None else corpus
     config = config_of(plan, corpus.vocab_size)
     loss_fn = loss_of(nanogpt.build(config, seed=0)[0])
     init, step = program(plan, name, config, loss_fn)

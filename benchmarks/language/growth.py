@@ -121,7 +121,8 @@ def stages(run: train.Run) -> list[tuple[str, int]]:
     """What steps were of, such as 800 of blocks 1100 and then 200 of 1111."""
     counts: dict[str, int] = {}
     for step in range(run.plan.num_steps):
-        name = growth_report.name_of(run.method.sets_at(run.plan, step))
+        sets = run.method.sets_at(run.plan, step)
+        name = growth_report.name_of(sets, run.task.model.config.num_layers)
         counts[name] = counts.get(name, 0) + 1
     return list(counts.items())
 
@@ -135,7 +136,8 @@ def time_steps(options: argparse.Namespace) -> int:
         run = train.Run(task, name, method, plan)
         sets_of = [method.sets_at(plan, step) for step in range(plan.num_steps)]
         for sets in dict.fromkeys(sets_of):
-            label = f"{name} {growth_report.name_of(sets)}"
+            blocks = growth_report.name_of(sets, task.model.config.num_layers)
+            label = f"{name} {blocks}"
             if label in calls:
                 continue
             program = train.prepare(task, name, method, plan, sets, run.state)

@@ -17,18 +17,19 @@ OF = {  # by optimizer
 }
 
 
-def name_of(sets: Sets | None) -> str:
+def name_of(sets: Sets | None, num_blocks: int) -> str:
     """Blocks as digits: 1 for one that moves, 0 for an absent one, else what it does.
 
     That is f for frozen, b for one that gradients go around, s for a sign step.
     """
     if sets is None:
         return "all"
-    layers = list(zip(sets.present, sets.active, sets.oracle, strict=True))[1:-1]
+    layers = list(zip(sets.present, sets.active, sets.oracle, strict=True))
+    layers = layers[1 : 1 + num_blocks]  # but for embedding and head
     still = "b" if sets.around else "f"
     marks = [
         ("1" if oracle else "s") if moves else (still if here else "0")
-        for here, moves, oracle in layers  # but for embedding and head
+        for here, moves, oracle in layers
     ]
     return "".join(marks)
 

@@ -28,11 +28,11 @@ class Entry(NamedTuple):
     options: tuple[str, ...] = RADII  # of the command line: used
 
 
-def muon(model: Model, rate: optax.Schedule) -> Any:
+def muon(model: Model, rate: optax.Schedule, layers: Any = None) -> Any:
     """Ours, its Adam part as Optax's: so that matrices alone differ."""
     return dm.muon(
         rate,
-        muon_layers(model),
+        layers or muon_layers(model),
         adam_learning_rate=lambda count: model.adam_share * rate(count),
         adam_b2=ADAM_B2,
         adam_nesterov=True,

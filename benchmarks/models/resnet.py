@@ -24,6 +24,9 @@ PRESETS = {
     "resnet18": (64, 128, 256, 512),  # channels of the four stages of two blocks
 }
 
+# Blocks without a convolution in the shortcut: left out, they are the identity.
+IDENTITY_BLOCKS = (0, 1, 3, 5, 7)
+
 LAYER_ORDER = ["stem", *(f"block_{i}" for i in range(8)), "head"]  # from the input on
 
 CHANNELS_PER_GROUP = 8  # divides the widths of all presets
@@ -106,18 +109,55 @@ class ResNet(nnx.Module):
             setattr(self, f"block_{i}", block)
         self.head = nnx.Linear(widths[-1], num_classes, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
-        """Returns the logits of a batch of images."""
+    def __call__(
+        self, images: Float[Array, "B H W C"], present: tuple[bool, ...] | None = None
+    ) -> Float[Array, "B K"]:
+        """Returns the logits of a batch of images.
+
+        Args:
+            images: (B, H, W, C).
+            present: Of each of `LAYER_ORDER`, whether it is run; None is all. What a
+                block reads is not negative, and so it is the identity without its
+                branch.
+
+        Raises:
+            ValueError: If a layer is left out that isn't one of `IDENTITY_BLOCKS`.
+        """
+        absent = [] if present is None else [i for i, x in enumerate(present) if not x]
+        blocks = [f"block_{i}" for i in IDENTITY_BLOCKS]
+        for name in (LAYER_ORDER[i] for i in absent):
+            if name not in blocks:
+                raise ValueError(
+                    f"`present` must hold all layers but some of {', '.join(blocks)}, "
+                    f"for others are no identity when left out, got {name!r} absent"
+                )
         x = nnx.relu(self.stem(images))  # (B, H, W, w1)
         for i in range(8):
-            x = getattr(self, f"block_{i}")(x)  # (B, H/s, W/s, w), s = 1, 2, 4, 8
+            if i + 1 not in absent:
+                x = getattr(self, f"block_{i}")(x)  # (B, H/s, W/s, w), s = 1, 2, 4, 8
         x = x.mean(axis=(1, 2))  # (B, w4)
         return self.head(x)  # (B, K)
 
 
+def without_branches(params: Any, present: tuple[bool, ...]) -> Any:
+    """Parameters whose absent blocks are the identity, if they are run nevertheless.
+
+    The scale behind a block's last convolution is 0, so that it enters without a jump.
+    """
+    params = dict(params)
+    for i in IDENTITY_BLOCKS:
+        if not present[i + 1]:
+            block = params[f"block_{i}"]
+            norm = block["conv2"]["norm"]
+            norm = {**norm, "scale": norm["scale"] * 0}
+            block = {**block, "conv2": {**block["conv2"], "norm": norm}}
+            params[f"block_{i}"] = block
+    return params
+
+
 def build(
     image_shape: tuple[int, int, int], preset: str, *, seed: int
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+) -> tuple[Callable[..., jax.Array], Any]:
     """The network as a function, and its initial weights.
 
     Args:
@@ -126,11 +166,16 @@ def build(
         seed: Of the initial weights.
 
     Returns:
-        (params, images (B, H, W, C)) -> logits (B, K), and a tree of plain arrays.
+        (params, images (B, H, W, C)) -> logits (B, K), with `present` of
+        `ResNet.__call__` if some blocks are absent; and a tree of plain arrays.
     """
     model = ResNet(image_shape[-1], PRESETS[preset], rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(model, nnx.Param)
-    return lambda params, x: nnx.merge(graphdef, params)(x), nnx.as_pure(params)
+
+    def apply(params: Any, x: jax.Array, **present: Any) -> jax.Array:
+        return nnx.merge(graphdef, params)(x, **present)
+
+    return apply, nnx.as_pure(params)
 
 
 def layers():

@@ -71,12 +71,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(tree: Tree, num_rounds: int, name: str) -> dict[str, Any]:
+def measure(
+    tree: Tree, num_rounds: int, name: str, optimizers: Any = OPTIMIZERS
+) -> dict[str, Any]:
     """All optimizers on one tree, in turns."""
     # Equal scales, so that no optimizer's ε matters.
     grads = jax.tree.map(lambda x: x * 0.1 + 0.01, tree.params)
     programs, calls, errors = {}, {}, {}
-    for optimizer, make in tqdm(OPTIMIZERS.items(), desc=name, leave=False):
+    for optimizer, make in tqdm(optimizers.items(), desc=name, leave=False):
         tx = make(tree)
 
         def step(params: Any, state: Any, grads: Any, tx: Any = tx) -> Any:

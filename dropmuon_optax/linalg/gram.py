@@ -14,9 +14,9 @@ from dropmuon_optax.linalg.orthogonalize import (
     compute_dtype,
     multiply,
     repeat,
-    start,
     sum_dtype,
 )
+from dropmuon_optax.linalg.preconditioning import PRECONDITIONINGS, start_scale
 from dropmuon_optax.linalg.scaling import unit_scale
 
 # A step multiplies an eigenvalue near 0 of the Gram matrix, and so what rounding has
@@ -33,6 +33,7 @@ def gram_newton_schulz(
     *,
     dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
+    preconditioning: str = "frobenius",
 ) -> Float[Array, "m n"]:
     """The same polynomial of `x` as `newton_schulz`, from its small Gram matrix.
 
@@ -51,12 +52,14 @@ def gram_newton_schulz(
       dtype: dtype of the products with the long side; see `newton_schulz`.
       precision: precision of the matrix products; see `newton_schulz`. None is JAX's
         default for the long products and the highest for the small ones.
+      preconditioning: what `x` is divided by at first; see `newton_schulz`.
 
     Returns:
       A matrix of shape (m, n) in the dtype of `x`.
 
     Raises:
-      ValueError: if `x` is no matrix or `coefficients` has too few steps.
+      ValueError: if `x` is no matrix, `coefficients` has too few steps or
+        `preconditioning` is none.
 
     Examples:
       >>> from dropmuon_optax.linalg import POLAR_EXPRESS
@@ -68,8 +71,9 @@ def gram_newton_schulz(
       Dao-AILab, gram-newton-schulz, 2026 (the form and its restart).
     """
     checks.is_matrix("x", x)
+    checks.one_of("preconditioning", preconditioning, PRECONDITIONINGS)
     unit = unit_scale(x)[0]
-    y = gram_form(unit, num_steps, coefficients, dtype, precision)
+    y = gram_form(unit, num_steps, coefficients, dtype, precision, preconditioning)
     return y.astype(x.dtype)
 
 
@@ -79,29 +83,37 @@ def gram_form(
     coefficients: Coefficients,
     dtype: DTypeLike | None,
     precision: jax.lax.PrecisionLike,
+    preconditioning: str,
 ) -> Float[Array, "m n"]:
     """`gram_newton_schulz` of a matrix with entries of at most 1, in `dtype`."""
     narrow = compute_dtype(unit, dtype)
     small = sum_dtype(narrow)
     long_product = multiply(narrow, precision)
     product = multiply(small, "highest" if precision is None else precision)
+    first, *rest = parts(coefficients.first(num_steps))
 
     def polynomial(r: Array, abc: Triple) -> Array:
         a, b, c = abc
         return a * jnp.eye(len(r), dtype=small) + b * r + c * product(r, r)
 
-    def several(y: Array, part: tuple[Triple, ...]) -> Array:
-        r = long_product(y, y.T)
+    def several(r: Array, part: tuple[Triple, ...]) -> Array:
         q = z = polynomial(r, part[0])  # the product with Q = I is left out
         for abc in part[1:]:
             r = product(product(z, r), z)
             z = polynomial(r, abc)
             q = product(z, q)
+        return q
+
+    def restarted(y: Array, part: tuple[Triple, ...]) -> Array:
+        q = several(long_product(y, y.T), part)
         return long_product(q, y).astype(narrow)
 
     tall = unit.shape[0] > unit.shape[1]
-    y = start(unit.T if tall else unit, coefficients).astype(narrow)
-    y = repeat(several, y, parts(coefficients.first(num_steps)))
+    y = (unit.T if tall else unit).astype(narrow)
+    r = long_product(y, y.T)
+    s = start_scale(r, preconditioning, coefficients.safety)
+    y = long_product(s * several(s * s * r, first), y).astype(narrow)
+    y = repeat(restarted, y, rest)
     return y.T if tall else y
 
 

@@ -15,8 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dropmuon_optax import checks
-from dropmuon_optax.linalg.coefficients import KELLER_JORDAN, Coefficients
+from dropmuon_optax.linalg.coefficients import KELLER_JORDAN, Coefficients, Triple
 from dropmuon_optax.linalg.mapping import one_by_one
+from dropmuon_optax.linalg.preconditioning import PRECONDITIONINGS, start_scale
 from dropmuon_optax.linalg.scaling import l2_direction, unit_scale, wide_dtype
 
 # More steps than this are a loop, so that the program stays small. Written out, five
@@ -26,7 +27,7 @@ MAX_UNROLLED = 10
 
 # Compiled once for each shape, also where `update` itself is not: an eager iteration
 # would dispatch every product by itself.
-STATIC = ("num_steps", "coefficients", "dtype", "precision")
+STATIC = ("num_steps", "coefficients", "dtype", "precision", "preconditioning")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -37,10 +38,11 @@ def newton_schulz(
     *,
     dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
+    preconditioning: str = "frobenius",
 ) -> Float[Array, "m n"]:
     """Approximates the polar factor of `x` by Newton–Schulz iterations.
 
-    With X₀ = x/‖x‖_F, each step is Xₖ₊₁ = aXₖ + (bA + cA²)Xₖ where A = XₖXₖᵀ (of the
+    With X₀ = x/‖x‖, each step is Xₖ₊₁ = aXₖ + (bA + cA²)Xₖ where A = XₖXₖᵀ (of the
     transpose if x is tall, so that A is as small as it can be). Singular vectors stay,
     each singular value σ goes to aσ + bσ³ + cσ⁵.
 
@@ -53,13 +55,18 @@ def newton_schulz(
         are never narrower than float32.
       precision: precision of the matrix products, as in `jax.lax.dot_general`. None is
         JAX's default, which on TPU multiplies float32 in bfloat16 passes.
+      preconditioning: what `x` is divided by at first: `"frobenius"` is ‖x‖_F,
+        `"schatten"` the smaller ‖x‖_S4 = (Σσ⁴)^¼, from which four steps of
+        `YOU_JIACHENG` come closer to the polar factor than five of `KELLER_JORDAN` from
+        the Frobenius norm.
 
     Returns:
       A matrix of shape (m, n) in the dtype of `x`. Zero gives zero, and anything
       non-finite gives NaN throughout.
 
     Raises:
-      ValueError: if `x` is no matrix or `coefficients` has too few steps.
+      ValueError: if `x` is no matrix, `coefficients` has too few steps or
+        `preconditioning` is none.
 
     Examples:
       >>> from dropmuon_optax.linalg import POLAR_EXPRESS
@@ -72,8 +79,9 @@ def newton_schulz(
       Jordan et al., Muon, github.com/KellerJordan/Muon. Björck and Bowie, 1971.
     """
     checks.is_matrix("x", x)
+    checks.one_of("preconditioning", preconditioning, PRECONDITIONINGS)
     unit = unit_scale(x)[0]
-    y = plain_form(unit, num_steps, coefficients, dtype, precision)
+    y = plain_form(unit, num_steps, coefficients, dtype, precision, preconditioning)
     return y.astype(x.dtype)
 
 
@@ -83,22 +91,31 @@ def plain_form(
     coefficients: Coefficients,
     dtype: DTypeLike | None,
     precision: jax.lax.PrecisionLike,
+    preconditioning: str,
 ) -> Float[Array, "m n"]:
     """`newton_schulz` of a matrix with entries of at most 1, in the compute dtype."""
     narrow = compute_dtype(unit, dtype)
     product = multiply(narrow, precision)
+    first, *rest = coefficients.first(num_steps)
 
-    def step(y: Array, abc: Any) -> Array:
+    def polynomial(y: Array, gram: Array, abc: Triple, scale: Any = 1.0) -> Array:
+        """The step of scale·y, whose Gram matrix is given, without a pass over y."""
         a, b, c = abc
-        gram = product(y, y.T)
-        polynomial = b * gram + c * product(gram, gram)
-        if gram.dtype == narrow:  # one pass over y less, for the same roundings
-            return product(a * jnp.eye(len(gram), dtype=narrow) + polynomial, y)
-        return (a * y.astype(gram.dtype) + product(polynomial, y)).astype(narrow)
+        small = b * gram + c * product(gram, gram)
+        if gram.dtype == narrow:
+            linear = a * jnp.eye(len(gram), dtype=narrow)
+            return product(scale * (linear + small), y)
+        wide = y.astype(gram.dtype)  # linear part and sum keep their digits
+        return (scale * (a * wide + product(small, y))).astype(narrow)
+
+    def step(y: Array, abc: Triple) -> Array:
+        return polynomial(y, product(y, y.T), abc)
 
     tall = unit.shape[0] > unit.shape[1]
-    y = start(unit.T if tall else unit, coefficients).astype(narrow)
-    y = repeat(step, y, coefficients.first(num_steps))
+    y = (unit.T if tall else unit).astype(narrow)
+    gram = product(y, y.T)
+    s = start_scale(gram, preconditioning, coefficients.safety)
+    y = repeat(step, polynomial(y, s * s * gram, first, s), rest)
     return y.T if tall else y
 
 
@@ -148,12 +165,6 @@ def _polar_factor(x: Array) -> Array:
     rank = s > max(x.shape) * jnp.finfo(y.dtype).eps * s[0]
     polar = jnp.matmul(jnp.where(rank, u, 0.0), vt, precision="highest")
     return jnp.where(finite, polar, jnp.nan).astype(x.dtype)
-
-
-def start(unit: Array, coefficients: Coefficients) -> Array:
-    """x/‖x‖_F, with the safety margin of the coefficients, of entries of at most 1."""
-    norm = coefficients.safety * jnp.sqrt(jnp.sum(unit * unit))
-    return unit / (norm + (norm == 0).astype(norm.dtype))  # see `unit_scale`
 
 
 def compute_dtype(x: Array, dtype: DTypeLike | None) -> jnp.dtype:

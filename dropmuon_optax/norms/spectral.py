@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.linalg import Coefficients
 from dropmuon_optax.linalg.gram import gram_flops, gram_form
-from dropmuon_optax.linalg.orthogonalize import plain_flops, plain_form
+from dropmuon_optax.linalg.orthogonalize import STATIC, plain_flops, plain_form
+from dropmuon_optax.linalg.preconditioning import PRECONDITIONINGS
 from dropmuon_optax.norms.base import Norm
 
 # The ratio of a matrix's sides from which its Gram form is the faster one. With p ≤ q
@@ -37,6 +38,12 @@ class Spectral(Norm):
     `linalg.gram_newton_schulz` where one side is at least twice the other. `norm`
     and `dual_norm` are exact, by singular value decomposition, and as slow.
 
+    The default is Keller Jordan's. `Spectral(4, linalg.YOU_JIACHENG,
+    preconditioning="schatten")` is faster by a fifth and nearer to the polar factor:
+    the root mean square of σ² − 1 is 0.17 to 0.22 on Gaussian matrices with sides from
+    64 to 1024, not 0.28 to 0.36, and 0.51, not 0.54, where singular values fall from 1
+    to 0.001 along 256 directions.
+
     The products are in float32, which is the fastest dtype on a CPU. On a GPU or TPU
     `dtype="bfloat16"` should be (Keller Jordan's Muon uses it); that is not measured
     here, so the default is float32 there too:
@@ -54,10 +61,13 @@ class Spectral(Norm):
       orthogonalize: a function from a matrix (m, n) with entries of at most 1 to its
         polar factor, in place of all of the above, such as
         `functools.partial(linalg.newton_schulz, num_steps=5)` for one form alone.
+      preconditioning: what the matrix is divided by at first, the `"frobenius"` or the
+        smaller `"schatten"` norm; see `linalg.newton_schulz`.
 
     Raises:
       ValueError: if `num_steps` is not positive, is more than the coefficients have,
-        or if `orthogonalize` is given together with another attribute.
+        if `preconditioning` is none of the two, or if `orthogonalize` is given together
+        with another attribute.
 
     Examples:
       >>> g = jnp.array([[0.0, -3.0], [2.0, 0.0]])
@@ -77,6 +87,7 @@ class Spectral(Norm):
     dtype: DTypeLike | None = None
     precision: jax.lax.PrecisionLike = None
     orthogonalize: Callable[[Array], Array] | None = None
+    preconditioning: str = "frobenius"
 
     mixes: ClassVar[bool] = True
 
@@ -93,11 +104,12 @@ class Spectral(Norm):
             )
         if self.num_steps is not None:
             self.coefficients.first(self.num_steps)
+        checks.one_of("preconditioning", self.preconditioning, PRECONDITIONINGS)
         object.__setattr__(self, "dtype", checks.float_dtype("dtype", self.dtype))
         if self.orthogonalize is not None:
             checks.is_function("orthogonalize", self.orthogonalize)
             alone = Spectral()
-            for name in ("num_steps", "coefficients", "dtype", "precision"):
+            for name in STATIC:
                 if getattr(self, name) != getattr(alone, name):
                     raise ValueError(
                         f"`{name}` must be left alone where `orthogonalize` is given, "
@@ -138,7 +150,14 @@ class Spectral(Norm):
         if self.num_steps is None:
             return linalg.polar_factor(g)
         form = gram_form if _is_long(g.shape) else plain_form
-        y = form(g, self.num_steps, self.coefficients, self.dtype, self.precision)
+        y = form(
+            g,
+            self.num_steps,
+            self.coefficients,
+            self.dtype,
+            self.precision,
+            self.preconditioning,
+        )
         return y.astype(g.dtype)
 
 

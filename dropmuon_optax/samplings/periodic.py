@@ -39,8 +39,8 @@ class Periodic(Sampling):
         checks.positive_int("period", self.period)
 
     def table(self, num_layers: int) -> Float[np.ndarray, "rows b"]:
-        """A row of ones, and one of zeros."""
-        return np.outer([1.0, 0.0], np.ones(num_layers))
+        """A row of ones, and one of zeros if there are steps in between."""
+        return np.outer([1.0, 0.0][: self.period], np.ones(num_layers))
 
     def row(self, num_layers: int, count: Any) -> Any:
         """The first one at multiples of the period."""

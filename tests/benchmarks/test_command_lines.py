@@ -69,6 +69,10 @@ PROGRAMS = {
         "--momentum": ["-0.1", "1", "nan", ""], "--seed": SEED,
         "--checkpoints": FOLDER, "--deadline": RATE, "--output": FOLDER,
     },
+    "accelerator.__main__": {
+        "--minutes": RATE, "--parts": CHOICE, "--scale": CHOICE,
+        "--output": [*FOLDER[1:], "", ".", ".."],
+    },
     "ef21_muon.__main__ bytes": {
         "--trees": CHOICE, "--workers": POSITIVE, "--compressors": CHOICE,
         "--output": FOLDER,
@@ -117,6 +121,7 @@ def test_no_option_is_left_out(program, capsys):
         parse([*part, "--help"])
     found = set(re.findall(r"^ +(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
     flags = {"--scan", "--distributed", "--sweep-only", "--resume", "--compiled"}
+    flags |= {"--report"}
     others = {"--output"} if part else set()  # of all parts alike
     assert found - flags - others <= set(PROGRAMS[program])
 
@@ -219,6 +224,7 @@ OTHERS = [
     ("ef21_muon.__main__", ["losses", "--length", "9999"], "`length` must be between"),
     ("ef21_muon.__main__", ["losses", "--width", "6"], "multiple of the 4 heads"),
     ("ef21_muon.__main__", ["bytes", "--compiled", "--workers", "99"], "8 devices"),
+    ("accelerator.__main__", ["--report", "--output", "none.jsonl"], "must be a file"),
 ]
 
 

@@ -1,5 +1,7 @@
 """The residual network and the transformer: sizes, layers, and what they compute."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,3 +246,92 @@ def test_scanned_gpt_has_the_published_size():
     params = shapes(lambda: nanogpt_scan.build("124m", seed=0))
     assert count(params) == 123_568_128
     assert params["blocks"]["up"]["kernel"].shape == (12, 768, 3072)
+
+
+# Blocks that are absent, or gone around.
+
+SIZE = nanogpt.Config(3, 2, 16, 32, tied=False)
+HERE = [(True, True, False, True, True), (True, False, True, False, True)]
+BOTH = pytest.mark.parametrize("source", [nanogpt, nanogpt_scan])
+
+
+def without(params, present):
+    """The weights of a network that has the blocks that are present alone."""
+    kept = [i for i in range(SIZE.num_layers) if present[i + 1]]
+    if "blocks" in params:
+        cut = jax.tree.map(lambda x: jnp.stack([x[i] for i in kept]), params["blocks"])
+        return {**params, "blocks": cut}
+    blocks = {f"block_{j}": params[f"block_{i}"] for j, i in enumerate(kept)}
+    return {"embed": params["embed"], **blocks, "head": params["head"]}
+
+
+@BOTH
+@pytest.mark.parametrize("present", HERE)
+def test_a_network_without_some_blocks_is_one_of_the_others(source, present):
+    apply, params = source.build(SIZE, seed=0)
+    small = dataclasses.replace(SIZE, num_layers=sum(present) - 2)
+    few, _ = source.build(small, seed=1)
+    params = nnx.to_pure_dict(params)
+    found = apply(params, TOKENS, None, present)
+    np.testing.assert_allclose(found, few(without(params, present), TOKENS), rtol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("present", HERE)
+def test_absent_blocks_are_not_in_the_program(source, present):
+    apply, params = source.build(SIZE, seed=0)
+    small = dataclasses.replace(SIZE, num_layers=sum(present) - 2)
+    few, _ = nanogpt.build(small, seed=1)  # unrolled: nothing is in a loop
+    tokens = jnp.tile(TOKENS, (16, 1))
+    layers = nanogpt.layers(SIZE, scanned=source is nanogpt_scan)
+
+    def loss(params):
+        return jnp.mean(jnp.square(apply(params, tokens, present, present)))
+
+    def cut(params):
+        return jnp.mean(jnp.square(few(params, tokens)))
+
+    step = dm.value_and_grad(loss, layers)
+    cost = dm.count_flops(lambda p: step(p, active=present), params)
+    plain = nnx.to_pure_dict(nanogpt.build(SIZE, seed=0)[1])
+    by_hand = dm.count_flops(jax.value_and_grad(cut), without(plain, present))
+    if source is nanogpt_scan and present[1] == present[2]:  # both in one loop's body
+        return
+    assert cost <= 1.02 * by_hand
+
+
+@BOTH
+def test_going_around_a_block_leaves_its_value_and_its_path(source):
+    apply, params = source.build(SIZE, seed=0)
+    layers = nanogpt.layers(SIZE, scanned=source is nanogpt_scan)
+    active = (True, False, True, False, True)
+
+    def grads(around):
+        def loss(params):
+            logits = apply(params, TOKENS, active, None, around)
+            return jnp.mean(jnp.square(logits)), logits
+
+        step = dm.value_and_grad(loss, layers, has_aux=True)
+        (_, logits), found = step(params, active=active)
+        return logits, found
+
+    logits, found = grads(True)
+    np.testing.assert_array_equal(logits, grads(False)[0])
+    embedding = found["embed"]["embedding"]
+    assert jnp.any(embedding != grads(False)[1]["embed"]["embedding"])
+    assert jnp.any(embedding)
+
+
+@pytest.mark.parametrize(
+    ("active", "present", "message"),
+    [
+        (None, (False, True, True, True, True), "`present` must hold embedding and"),
+        ((True,) * 5, HERE[0], "`present` must hold every layer of `active`"),
+        ((True,) * 4, None, "must have a bool for each of"),
+    ],
+)
+@BOTH
+def test_sets_that_cannot_be_are_refused(source, active, present, message):
+    apply, params = source.build(SIZE, seed=0)
+    with pytest.raises(ValueError, match=message):
+        apply(params, TOKENS, active, present)

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.common import record
 from benchmarks.drop_muon import cost as drop_cost
+from benchmarks.drop_muon import recipe_costs, recipe_report
 from benchmarks.drop_muon import report as drop_report
 from benchmarks.ef21_muon import losses_report as ef21_losses_report
 from benchmarks.ef21_muon import report as ef21_report
@@ -36,12 +37,15 @@ PAGES = {
     "benchmarks/smoothness/README.md": (0, 4),
     "benchmarks/oracle/README.md": (16, 1),
     "benchmarks/trust/README.md": (0, 1),
+    "benchmarks/accelerator/README.md": (0, 0),
 }
 
 # What prints the tables of a file of result lines.
 PRINTERS = {
     "drop_cost": lambda entries: map(drop_cost.table, entries),
     "drop_muon_cnn_others": lambda entries: [drop_report.tables(entries)],
+    "drop_muon_recipe": lambda entries: [recipe_report.tables(entries)],
+    "drop_muon_step_costs": lambda entries: map(recipe_costs.table, entries),
     "drop_muon_cnn": lambda entries: [drop_report.tables(entries)],
     "ef21_workers": lambda entries: [ef21_workers.table(entries)],
     "nanogpt": lambda entries: itertools.chain.from_iterable(

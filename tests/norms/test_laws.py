@@ -51,6 +51,13 @@ NORMS = [
     Case(norms.Spectral(num_steps=None), spectral, nuclear),
     Case(norms.Spectral(), spectral, nuclear, 0.68, 1.2025),
     Case(norms.Spectral(5, linalg.YOU_JIACHENG), spectral, nuclear, 0.9, 1.15),
+    Case(
+        norms.Spectral(4, linalg.YOU_JIACHENG, preconditioning="schatten"),
+        spectral,
+        nuclear,
+        0.9,
+        1.15,
+    ),
     Case(norms.Spectral(9, linalg.POLAR_EXPRESS), spectral, nuclear, 0.999, 1.001),
     Case(norms.Frobenius(), fro, fro),
     Case(norms.Column(), column, columns),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dropmuon_optax import counters, linalg, norms
+from dropmuon_optax.linalg.preconditioning import PRECONDITIONINGS
 from dropmuon_optax.norms.spectral import GRAM_ASPECT
 
 # Of the largest entry of 1: float32's roundings grow by the polynomial's slope (some
@@ -48,11 +49,12 @@ def test_long_matrices_take_the_gram_form(tall):
         assert counts["dot_general"] == products
 
 
+@pytest.mark.parametrize("preconditioning", PRECONDITIONINGS)
 @pytest.mark.parametrize("num_steps", [4, 5, 8])
 @pytest.mark.parametrize("shape", [(192, 192), (192, 288), (192, 384), (768, 192)])
-def test_the_flops_are_those_of_the_compiled_program(shape, num_steps):
+def test_the_flops_are_those_of_the_compiled_program(shape, num_steps, preconditioning):
     for coefficients in (linalg.KELLER_JORDAN, linalg.POLAR_EXPRESS):
-        norm = norms.Spectral(num_steps, coefficients)
+        norm = norms.Spectral(num_steps, coefficients, preconditioning=preconditioning)
         compiled = counters.count_flops(norm.lmo, jnp.ones(shape))
         assert norm.num_flops(shape) == pytest.approx(compiled, rel=0.02)
 

@@ -20,7 +20,7 @@ def max_entry(m, t):
     return -t * np.sign(m)
 
 
-def drop_muon(x, gradient, layer_of, sets, lmos, radii, beta):
+def drop_muon(x, gradient, layer_of, sets, lmos, radii, beta, outside=None):
     """X after each step.
 
     Args:
@@ -31,6 +31,9 @@ def drop_muon(x, gradient, layer_of, sets, lmos, radii, beta):
       lmos: the oracle (M, t) -> argmin of each name.
       radii: (name, k) -> tᵢᵏ.
       beta: β, the weight of the new gradient.
+      outside: by name, the step (M, k) -> x of layers outside Sᵏ, whose momenta move
+        then too, as in Algorithm 1 of LionMuon (arXiv:2605.19811) with β₁ = β₂; None
+        freezes them.
     """
     m = {name: np.zeros_like(value) for name, value in x.items()}
     trajectory = []
@@ -38,9 +41,12 @@ def drop_muon(x, gradient, layer_of, sets, lmos, radii, beta):
         g = gradient(x, k)
         x, m = dict(x), dict(m)
         for name, i in layer_of.items():
-            if i not in active:
+            if i not in active and outside is None:
                 continue  # Mᵢᵏ = Mᵢᵏ⁻¹, Xᵢᵏ⁺¹ = Xᵢᵏ
             m[name] = (1 - beta) * m[name] + beta * g[name]
-            x[name] = x[name] + lmos[name](m[name], radii(name, k))
+            if i in active:
+                x[name] = x[name] + lmos[name](m[name], radii(name, k))
+            else:
+                x[name] = x[name] + outside[name](m[name], k)
         trajectory.append(x)
     return trajectory

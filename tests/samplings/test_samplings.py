@@ -23,6 +23,7 @@ from dropmuon_optax.samplings import (
     LinearShift,
     Nice,
     OneOf,
+    Periodic,
     Progressive,
     RoundRobin,
     Staged,
@@ -68,6 +69,8 @@ SAMPLINGS = [
     ),
     StochasticDepth((1.0, 0.9, 0.5, 0.0, 1.0)),
     StochasticDepth((0.5,) * B),
+    Periodic(1),
+    Periodic(3),
 ]
 SUFFIXES = [
     s for s in SAMPLINGS if isinstance(s, Progressive | EpochShift | LinearShift)
@@ -75,6 +78,7 @@ SUFFIXES = [
 MAY_BE_EMPTY = [
     Independent((0.5,) * B),
     OneOf(((False,) * B, (True,) * B), (0.3, 0.7)),
+    Periodic(3),
     StochasticDepth((0.5,) * B),
 ]
 
@@ -377,6 +381,7 @@ def test_other_steps_are_refused(step):
         (lambda: Staged(((0, Nice(1)),)), "nested, got Nice"),
         (lambda: EpochShift(10, math.inf), "`alpha` must be in"),
         (lambda: LinearShift(-1), "`num_steps` must be a whole number"),
+        (lambda: samplings.Periodic(0), "`period` must be a whole number of at least"),
         (lambda: Grown(()), "the first step of the first one 0"),
         (lambda: Grown(((2, (True,)),)), "the first step of the first one 0"),
         (lambda: Grown(((0, (True,)), (0, (True,)))), "whole number of at least 1"),
@@ -435,6 +440,12 @@ def test_a_grown_network_has_the_layers_of_its_stage():
         expected = few if step < 4 else most if step < 9 else all_
         assert active_layers(sampling, 3, jax.random.key(0), step) == expected
         assert present_layers(sampling, 3, jax.random.key(0), step) == expected
+
+
+def test_a_period_has_all_layers_and_then_none():
+    found = [active_layers(Periodic(3), 2, jax.random.key(0), k) for k in range(7)]
+    all_, none = (True, True), (False, False)
+    assert found == [all_, none, none, all_, none, none, all_]
 
 
 @every_sampling

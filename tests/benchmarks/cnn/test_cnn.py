@@ -12,8 +12,8 @@ import jax
 import pytest
 
 from benchmarks.cnn import __main__ as cnn
-from benchmarks.cnn import step_time
-from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.cnn import drop, step_time
+from benchmarks.cnn.__main__ import RATES
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -49,10 +49,10 @@ def test_every_optimizer_leaves_a_row_a_line_and_a_curve(tmp_path):
     stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     entries = lines(tmp_path)
-    assert [entry["optimizer"] for entry in entries] == list(OPTIMIZERS)
+    assert [entry["optimizer"] for entry in entries] == list(RATES)
     rows = [line for line in stdout.splitlines() if line.startswith("|")]
-    assert [row.split()[1] for row in rows[2:]] == list(OPTIMIZERS)
-    for heading in ("time to", "final train", "final validation", "step", "compile"):
+    assert [row.split()[1] for row in rows[2:]] == list(RATES)
+    for heading in ("time to", "final train", "final validation", "mean step", "moved"):
         assert heading in rows[0]
     assert "images/s" in stderr
     assert "accuracy=" in stderr
@@ -60,7 +60,7 @@ def test_every_optimizer_leaves_a_row_a_line_and_a_curve(tmp_path):
     picture = tmp_path / "cnn_digits_small_seed0.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     for entry in entries:
-        default = OPTIMIZERS[entry["optimizer"]].learning_rate
+        default = RATES[entry["optimizer"]]
         is_adamw = entry["optimizer"] == "adamw"
         assert entry["learning_rate"] == (0.004 if is_adamw else default)
         assert entry["num_steps"] == 8
@@ -70,6 +70,9 @@ def test_every_optimizer_leaves_a_row_a_line_and_a_curve(tmp_path):
         assert [point["step"] for point in entry["history"]] == [0, 4, 8]
         # better than guessing after two epochs of 256 images
         assert entry["final_train_accuracy"] > 0.3, entry["optimizer"]
+        moved = entry["share_of_layers_moved"]
+        drops = entry["optimizer"] in drop.METHODS
+        assert 0.25 <= moved < 1 if drops else moved == 1
     assert entries[0]["command"].startswith("python -m benchmarks.cnn --output")
 
 
@@ -100,8 +103,8 @@ def test_ctrl_c_keeps_finished_runs(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "known"),
     [
-        (["--optimizers", "adamw,sgd"], list(OPTIMIZERS)),
-        (["--learning-rate", "sgd=0.1"], list(OPTIMIZERS)),
+        (["--optimizers", "adamw,sgd"], list(RATES)),
+        (["--learning-rate", "sgd=0.1"], list(RATES)),
         (["--dataset", "imagenet"], ["digits", "mnist", "fashion_mnist", "cifar10"]),
         (["--model", "large"], ["small", "paper"]),
     ],

@@ -195,9 +195,9 @@ def test_accumulated_gradients_are_means(key):
 
 def test_the_rate_falls_at_the_end():
     plan = train.Plan(10, 8, 16, learning_rate=2.0, warm_down=0.4)
-    rates = [float(plan.rate_at(step)) for step in range(10)]
+    rates = [float(plan.rate_at(step / 10)) for step in range(10)]
     assert rates == pytest.approx([2.0] * 7 + [1.5, 1.0, 0.5])
-    assert train.Plan(10, 8, 16, 2.0, warm_down=0.0).rate_at(9) == 2.0
+    assert train.Plan(10, 8, 16, 2.0, warm_down=0.0).rate_at(0.9) == 2.0
 
 
 def test_two_hosts_train_as_one(tmp_path):
@@ -328,7 +328,8 @@ def test_a_recorded_rate_is_not_run_again(tmp_path, monkeypatch):
 
 def test_a_staged_cutoff_goes_by_the_number_of_steps():
     method = OPTIMIZERS["drop_muon_staged"].build(nanogpt.build_task(options()).model)
-    moving = [sum(method.active_at(0, step, 8)) for step in range(8)]
+    plan = train.Plan(8, 8, 16, 1.0)
+    moving = [sum(method.sets_at(plan, step).active) for step in range(8)]
     assert moving == [4] * 6 + [2] * 2  # embedding, two blocks, head
 
 
