@@ -125,8 +125,8 @@ def on_bfloat16(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     def cast(params: Any) -> Any:
         return optax.tree.cast(params, jnp.bfloat16)
 
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        return tx.update(cast(grads), state, cast(params))
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return tx.update(cast(updates), state, cast(params))
 
     return optax.GradientTransformation(lambda params: tx.init(cast(params)), update)
 
