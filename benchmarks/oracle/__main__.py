@@ -243,7 +243,7 @@ def plot(path: Path, entries: list[dict[str, Any]]) -> None:
     labels = [f"{entry['tree']}\njax {entry['jax_version']}" for entry in entries]
     axes.set_xticks([i + 0.36 for i in range(len(entries))], labels, fontsize=7)
     axes.set_ylabel("times faster than optax.contrib.muon")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper right")
     axes.grid(alpha=0.3, axis="y")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
