@@ -49,8 +49,11 @@ def initialize() -> None:
     late.daemon = True
     late.start()
     try:
+        address, num_processes, rank = place or (None, None, None)
         jax.distributed.initialize(
-            *(place or ()),
+            address,
+            num_processes,
+            rank,
             initialization_timeout=int(START_S) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_S,
         )

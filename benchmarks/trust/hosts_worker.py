@@ -69,7 +69,7 @@ def batch(mesh: Any, step: int) -> jax.Array:
     def rows(index: Any) -> np.ndarray:
         worker = (index[0].start or 0) // ROWS
         rng = np.random.default_rng((1, step, worker))
-        return np.float32(rng.normal(size=(ROWS, SHAPES["first"][0])))
+        return rng.normal(size=(ROWS, SHAPES["first"][0])).astype(np.float32)
 
     shape = (mesh.size * ROWS, SHAPES["first"][0])
     return jax.make_array_from_callback(shape, NamedSharding(mesh, P(AXIS)), rows)
@@ -104,7 +104,7 @@ def drop(mesh: Any) -> Program:
 
 def sampled(mesh: Any) -> Program:
     """Drop-Muon whose sets are drawn on the devices, by a raw key."""
-    tx: Any = dm.drop_muon(RATE, LAYERS, SAMPLING, key=np.uint32([0, 7]))
+    tx: Any = dm.drop_muon(RATE, LAYERS, SAMPLING, key=jnp.array([0, 7], jnp.uint32))
     params = parameters(mesh)
 
     def update(params: Any, state: Any, x: jax.Array) -> Any:
