@@ -27,16 +27,15 @@ import jax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from benchmarks.common import record
+from benchmarks.common import clusters, record
+from benchmarks.common.clusters import ADDRESS, NUM_PROCESSES, RANK
 
-# The first is JAX's own; a cluster that it doesn't know can set all three by hand.
-ADDRESS = "JAX_COORDINATOR_ADDRESS"
-NUM_PROCESSES, RANK = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 PROGRESS, COMMAND = "DROPMUON_PROGRESS", "DROPMUON_COMMAND"  # set by `launch`
 DEVICES_FLAG = re.compile(r"--xla_force_host_platform_device_count=\d+")
 POLL_S = 0.1
 GRACE_S = 60.0  # that the last worker may end after the first one has
 SETTLE_S = 0.1  # until the interface has counted what was sent last
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 HEAD, TAIL = 5, 15  # lines of a dead worker's log that the error shows
 
 
@@ -108,7 +107,7 @@ def settings(num_processes: int) -> dict[str, str]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     return {
         ADDRESS: address,
-        "JAX_COORDINATOR_BIND_ADDRESS": address,  # and not all of the network
+        clusters.BIND_ADDRESS: address,  # and not all of the network
         NUM_PROCESSES: str(num_processes),
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
@@ -164,7 +163,7 @@ def obituary(logs: Path, rank: int, code: int | None) -> str:
 
 
 def end(processes: Sequence[subprocess.Popen]) -> None:
-    """Ends those that still run; not by SIGTERM, which `jax.distributed` catches."""
+    """Ends those that still run, by what none can catch."""
     for process in processes:
         if process.poll() is None:
             process.kill()
@@ -198,19 +197,14 @@ def log_of(logs: Path, rank: int) -> Path:
 def join() -> None:
     """Joins the other processes; before anything else is asked of JAX.
 
-    Without the variables of `launch` this is `jax.distributed.initialize()`, which
-    finds the cluster by itself; ValueError if there is none.
+    Raises:
+        ValueError: If there is no cluster, or a variable of it is wrong.
+        RuntimeError: If the coordinator can't listen at its address.
     """
     sys.excepthook = die
     if is_launched():
         threading.Thread(target=follow_parent, daemon=True).start()
-    known = [name in os.environ for name in (ADDRESS, NUM_PROCESSES, RANK)]
-    if all(known):
-        jax.distributed.initialize(
-            os.environ[ADDRESS], int(os.environ[NUM_PROCESSES]), int(os.environ[RANK])
-        )
-    else:
-        jax.distributed.initialize()
+    clusters.initialize()
 
 
 def is_launched() -> bool:
@@ -233,6 +227,9 @@ def meet(name: str) -> None:
 
 def die(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Ends a worker at once: in good order it would wait for the others, which wait."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
     traceback.print_exception(kind, error, trace)
     sys.stdout.flush()
     sys.stderr.flush()

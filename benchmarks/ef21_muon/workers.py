@@ -43,13 +43,22 @@ NAME = "ef21_workers"
 
 def work(options: argparse.Namespace) -> None:
     """What each worker does; the first one writes the records."""
-    workers.join()
+    with refusing(NAME):
+        join()
     total = options.steps * len(options.methods)
     with workers.Progress(total, label=NAME) as progress:
         for number, method in enumerate(options.methods):
             entry = one_run(options, method, progress, number * options.steps)
             if jax.process_index() == 0:
                 record.append(options.output / f"{NAME}.jsonl", entry)
+
+
+def join() -> None:
+    """Joins the other workers; says how to have some where there are none."""
+    try:
+        workers.join()
+    except ValueError as error:
+        raise ValueError(f"{error}, or start it here with --processes") from None
 
 
 def one_run(
@@ -273,6 +282,10 @@ def main(arguments: list[str] | None = None) -> int:
     except workers.WorkerError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        kept = "; --resume goes on from the last save" if options.checkpoints else ""
+        print(f"\ninterrupted{kept}; logs: {logs}", file=sys.stderr)
+        return workers.INTERRUPTED
     shutil.rmtree(logs)  # they stay where something went wrong
     show(options)
     return 0
