@@ -38,7 +38,8 @@ def model_of(config=CONFIG, **knobs):
 
 
 def build(*arguments):
-    return nanogpt.build_task(lm_options.parse([*SHORT, *arguments]))
+    chosen = ["--optimizer", "drop_muon_grown", *arguments]
+    return nanogpt.build_task(lm_options.parse([*SHORT, *chosen]))
 
 
 # ---------------------------------------------------------------------------- costs
