@@ -31,7 +31,6 @@ from benchmarks.language import options as lm_options
 from benchmarks.language.methods import OPTIMIZERS
 
 LINES, TIMES = "language_grown.jsonl", "language_times.jsonl"
-BASE = "gluon"
 UNFINISHED = 7  # exit status when --minutes are over before all is done
 
 
@@ -42,7 +41,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Compares recipes on a GPT at equal FLOPs.",
     )
     names = list(OPTIMIZERS)
-    parser.add_argument("--optimizers", nargs="+", choices=names, default=[BASE])
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=names, default=[growth_report.BASE]
+    )
     parser.add_argument("--budgets", type=rate, nargs="+", default=[800.0])
     parser.add_argument("--rates", type=rate, nargs="+", help="default: each one's own")
     parser.add_argument(
@@ -85,7 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
             **record.provenance(seed=number),
         }
         record.append(own.output / LINES, entry)
-    print(growth_report.tables(record.read(options.output / LINES)))
+    entries = record.read(options.output / LINES)
+    others = record.read(options.output / "nanogpt.jsonl")
+    print(growth_report.tables(entries))
+    print(f"\n{growth_report.compared(entries, others)}")
     return 0
 
 

@@ -8,6 +8,7 @@ from benchmarks.common import report
 from benchmarks.language import report as lm_report
 from benchmarks.language.plan import Sets
 
+BASE = "gluon"
 KNOBS = ("growth", "keep", "outside_share")  # of which a method has one at most
 OF = {  # by optimizer
     "drop_muon_grown": "growth",
@@ -94,6 +95,52 @@ def seeds_table(entries: list[dict[str, Any]]) -> str:
         )
     header = ["method", "FLOPs of full steps", "learning rate", "seeds", "loss, mean"]
     return report.format_table([*header, "range"], rows)
+
+
+def full_runs(*sources: list[dict[str, Any]]) -> dict[Any, dict[int, float]]:
+    """Final losses of Gluon on all layers: (data, preset, steps, rate) -> by seed."""
+    found: dict[Any, dict[int, float]] = {}
+    for entry in (entry for entries in sources for entry in entries):
+        if entry["optimizer"] == BASE:
+            keys = ("data", "preset", "num_steps", "learning_rate", "sign_radius")
+            losses = found.setdefault(tuple(entry[key] for key in keys), {})
+            losses.setdefault(entry["seed"], entry["final_validation_loss"])
+    return found
+
+
+def compared(entries: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    """Against Gluon on all layers at a larger budget, seed by seed.
+
+    Args:
+        entries: Lines of this comparison.
+        others: Lines of runs of a fixed number of steps, of which Gluon's count, too.
+    """
+    rows = []
+    groups = grouped(entries, "data", "preset", recipe, "budget", "learning_rate")
+    for (data, preset, name, budget, lr), own in groups.items():
+        for (*task, steps, rate, sign), full in full_runs(others, entries).items():
+            losses = {e["seed"]: e["final_validation_loss"] for e in own}
+            shared = sorted(losses.keys() & full.keys())
+            wanted = [data, preset, own[0]["sign_radius"], lr]
+            if len(shared) < 3 or [*task, sign, rate] != wanted or budget >= steps:
+                continue
+            pairs = [(losses[number], full[number]) for number in shared]
+            ours, theirs = zip(*pairs, strict=True)
+            lower = sum(mine <= other for mine, other in pairs)
+            rows.append(
+                [
+                    name,
+                    f"{steps / budget:.2f}",
+                    f"{statistics.fmean(ours):.4f}",
+                    f"{min(ours):.4f} … {max(ours):.4f}",
+                    f"{statistics.fmean(theirs):.4f}",
+                    f"{min(theirs):.4f} … {max(theirs):.4f}",
+                    f"{lower} of {len(pairs)}",
+                ]
+            )
+    header = ["method", "times fewer FLOPs", "loss, mean", "range"]
+    header += ["gluon, all layers", "range of that", "not above it"]
+    return report.format_table(header, rows)
 
 
 def times_table(entries: list[dict[str, Any]]) -> str:

@@ -271,13 +271,16 @@ def test_a_network_without_some_blocks_is_one_of_the_others(source, present):
     apply, params = source.build(SIZE, seed=0)
     small = dataclasses.replace(SIZE, num_layers=sum(present) - 2)
     few, _ = source.build(small, seed=1)
-    params = nnx.to_pure_dict(params)
+    params = params if isinstance(params, dict) else nnx.to_pure_dict(params)
     found = apply(params, TOKENS, None, present)
     np.testing.assert_allclose(found, few(without(params, present), TOKENS), rtol=1e-6)
 
 
-@BOTH
-@pytest.mark.parametrize("present", HERE)
+# A scan's body counts once, so of the scanned form blocks that lie apart alone.
+@pytest.mark.parametrize(
+    ("source", "present"),
+    [(nanogpt, HERE[0]), (nanogpt, HERE[1]), (nanogpt_scan, HERE[1])],
+)
 def test_absent_blocks_are_not_in_the_program(source, present):
     apply, params = source.build(SIZE, seed=0)
     small = dataclasses.replace(SIZE, num_layers=sum(present) - 2)
@@ -295,8 +298,6 @@ def test_absent_blocks_are_not_in_the_program(source, present):
     cost = dm.count_flops(lambda p: step(p, active=present), params)
     plain = nnx.to_pure_dict(nanogpt.build(SIZE, seed=0)[1])
     by_hand = dm.count_flops(jax.value_and_grad(cut), without(plain, present))
-    if source is nanogpt_scan and present[1] == present[2]:  # both in one loop's body
-        return
     assert cost <= 1.02 * by_hand
 
 

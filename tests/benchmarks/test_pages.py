@@ -14,6 +14,7 @@ from benchmarks.drop_muon import report as drop_report
 from benchmarks.ef21_muon import losses_report as ef21_losses_report
 from benchmarks.ef21_muon import report as ef21_report
 from benchmarks.ef21_muon import workers as ef21_workers
+from benchmarks.language import growth_report
 from benchmarks.language import sweep_report as lm_sweep_report
 from benchmarks.oracle import __main__ as oracle
 from benchmarks.smoothness import __main__ as smoothness
@@ -52,6 +53,11 @@ PRINTERS = {
         (lm_sweep_report.rates_table(group), lm_sweep_report.table(group))
         for group in by_task(entries)
     ),
+    "language_grown": lambda entries: [
+        growth_report.tables(entries),
+        growth_report.compared(entries, record.read(RESULTS / "nanogpt.jsonl")),
+    ],
+    "language_times": lambda entries: [growth_report.times_table(entries)],
     "smoothness": lambda entries: itertools.chain.from_iterable(
         (smoothness.matrices_table(entry), smoothness.losses_table(entry))
         for entry in entries

@@ -13,6 +13,7 @@ from benchmarks.language import options as lm_options
 from benchmarks.language.checkpoints import Store
 from benchmarks.language.methods import OPTIMIZERS
 from benchmarks.language.plan import Plan, Sets, flops_of_steps, step_flops, within
+from benchmarks.language.steps import build_loss
 from benchmarks.models import nanogpt as gpt
 
 CONFIG = gpt.Config(4, 2, 16, 32, tied=False)
@@ -38,7 +39,8 @@ def model_of(config=CONFIG, **knobs):
 
 
 def build(*arguments):
-    return nanogpt.build_task(lm_options.parse([*SHORT, *arguments]))
+    chosen = ["--optimizer", "drop_muon_grown", *arguments]
+    return nanogpt.build_task(lm_options.parse([*SHORT, *chosen]))
 
 
 # ---------------------------------------------------------------------------- costs
@@ -164,7 +166,7 @@ def test_a_block_enters_without_a_jump_and_begins_to_move(scan):
         np.testing.assert_array_equal(new, old)
     batch = train.batch_of(task, plan, enters)[0]
     losses = [
-        float(nanogpt.steps.build_loss(task.model)(run.state[0], batch, sets))
+        float(build_loss(task.model)(run.state[0], batch, sets))
         for sets in (method.sets_at(plan, 0), method.sets_at(plan, 11))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
