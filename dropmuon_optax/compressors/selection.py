@@ -38,7 +38,7 @@ def largest(x: Float32[Array, "b c"], k: int) -> UInt8[Array, "bytes c"]:
     threshold = (top.astype(jnp.uint32) << 16 | rest.astype(jnp.uint32))[None]
     above, equal = pack(bits > threshold), pack(bits == threshold)
     count = jax.lax.population_count(above).astype(jnp.int32)
-    return _first(equal, k - jnp.sum(count, axis=0), above)
+    return _first(equal, k - jnp.sum(count, axis=0, dtype=jnp.int32), above)
 
 
 def pack(mask: Array) -> UInt8[Array, "bytes c"]:
@@ -70,7 +70,7 @@ def positions(packed: UInt8[Array, "bytes c"], k: int) -> Int32[Array, "k c"]:
         column = jnp.broadcast_to(jnp.arange(columns)[None], starts.shape)
         marks = jnp.zeros((k, columns), jnp.int32)
         marks = marks.at[starts, column].add(1, mode="drop")
-        byte = jnp.cumsum(marks, axis=0) - 1
+        byte = jnp.cumsum(marks, axis=0, dtype=jnp.int32) - 1
     # A poisoned payload has any bits at all: stay inside.
     byte = jnp.minimum(byte, length - 1)
     flat = byte * columns + jnp.arange(columns, dtype=jnp.int32)[None]
@@ -92,7 +92,7 @@ def _cumsum(counts: Int32[Array, "b c"]) -> Int32[Array, "b c"]:
     sums = sums.astype(jnp.int32)  # exact: eights, and at most 1024 of a part
     if len(parts) > 1:
         totals = sums[:, -1]
-        sums += (jnp.cumsum(totals, axis=0) - totals)[:, None]
+        sums += (jnp.cumsum(totals, axis=0, dtype=jnp.int32) - totals)[:, None]
     return sums.reshape(rows, columns)[:length]
 
 
