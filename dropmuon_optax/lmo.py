@@ -54,7 +54,8 @@ def scale_by_lmo(layers: LayersFn) -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A transformation whose state is the step count k, for radii that are schedules.
-      Its updates have the dtype of the gradients.
+      Its updates have the dtype of the gradients; of a matrix that is not finite they
+      are NaN, and those of the others as ever.
 
     Raises:
       ValueError: from `init` and `update`, if a leaf has `norm=None`, is no real

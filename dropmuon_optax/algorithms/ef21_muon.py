@@ -86,7 +86,9 @@ def ef21_muon(
       key: a Threefry key, typed or raw, for random compressors.
 
     Returns:
-      A transformation whose updates are S in the parameters' dtype. Its `update` takes
+      A transformation whose updates are S in the parameters' dtype. A gradient that is
+      not finite makes S of its matrix NaN, then and at every later step, for G_j and G
+      remember it: go back to a state from before. Its `update` takes
       `active`, a static tuple of bools: layers that don't move are not compressed, sent
       or stepped, and keep their memories bit for bit.
 

@@ -74,7 +74,7 @@ def positions(packed: UInt8[Array, "bytes c"], k: int) -> Int32[Array, "k c"]:
         column = jnp.broadcast_to(jnp.arange(columns)[None], starts.shape)
         marks = jnp.zeros((k, columns), jnp.int32)
         marks = marks.at[starts, column].add(1, mode="drop")
-        byte = jnp.cumsum(marks, axis=0) - 1
+        byte = jnp.cumsum(marks, axis=0, dtype=jnp.int32) - 1
     # A poisoned payload has any bits at all: stay inside.
     byte = jnp.minimum(byte, length - 1)
     flat = byte * columns + jnp.arange(columns, dtype=jnp.int32)[None]
@@ -96,7 +96,7 @@ def _cumsum(counts: Int32[Array, "b c"]) -> Int32[Array, "b c"]:
     sums = sums.astype(jnp.int32)  # exact: eights, and at most 1024 of a part
     if len(parts) > 1:
         totals = sums[:, -1]
-        sums += (jnp.cumsum(totals, axis=0) - totals)[:, None]
+        sums += (jnp.cumsum(totals, axis=0, dtype=jnp.int32) - totals)[:, None]
     return sums.reshape(rows, columns)[:length]
 
 

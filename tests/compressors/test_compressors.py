@@ -323,3 +323,15 @@ def test_dense_ones_may_be_as_large_as_the_matrix():
 def test_bad_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("rows", [5, 3000])
+def test_selection_counts_in_32_bits_where_64_are_the_default(rows):
+    x = np.random.default_rng(0).standard_normal((rows, 4)).astype(np.float32)
+    expected = selection.largest(jnp.asarray(x), 3)
+    with jax.enable_x64(True):
+        packed = selection.largest(jnp.asarray(x), 3)
+        found = selection.positions(packed, 3)
+    np.testing.assert_array_equal(packed, expected)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, np.sort(np.argsort(-abs(x), 0)[:3], 0))
