@@ -128,6 +128,7 @@ from dropmuon_optax.theory.radii import estimated_layers as estimated_layers
 from dropmuon_optax.theory.smoothness import SmoothnessPoints as SmoothnessPoints
 from dropmuon_optax.theory.smoothness import measure_smoothness as measure_smoothness
 from dropmuon_optax.theory.smoothness import track_smoothness as track_smoothness
+from dropmuon_optax.wire import describe_owners as describe_owners
 from dropmuon_optax.wire import local_params as local_params
 from dropmuon_optax.wire import worker_map as worker_map
 from dropmuon_optax.wire import worker_shardings as worker_shardings

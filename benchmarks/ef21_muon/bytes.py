@@ -25,11 +25,13 @@ from benchmarks.ef21_muon.compressors import (
     pair,
 )
 from benchmarks.models import nanogpt
+from dropmuon_optax.compressors import Compressor, Identity
 from dropmuon_optax.counters.bytes import count_traced_bytes
+from dropmuon_optax.layers.leaves import join
 
 AXIS = "data"
-WORKERS = [2, 4, 8, 16, 32, 64]
-FEW = ("natural", "top10_natural", "top20_natural", "rank10_natural")
+WORKERS = [2, 4, 8, 16, 32, 64, 128, 256]
+FEW = ("natural", "top10_natural", "top20_natural", "top50_sign", "rank10_natural")
 ALL_AT = 8  # workers with which all compressors are counted, and not FEW alone
 
 
@@ -84,10 +86,10 @@ def measure(case: Case) -> dict[str, Any]:
     """Counts an update; returns what the record says of it."""
     config = nanogpt.PRESETS[case.tree]
     params = jax.eval_shape(lambda: nanogpt.build(config, seed=0)[1])
-    n = case.num_workers
+    n, layers = case.num_workers, nanogpt.layers(config)
     tx = dm.ef21_muon(
         1e-3,
-        nanogpt.layers(config),
+        layers,
         *pair(case.pair),
         axis_name=AXIS,
         num_workers=n,
@@ -122,8 +124,31 @@ def measure(case: Case) -> dict[str, Any]:
         "bytes_per_step_by_dtype": sent.by_dtype,
         "unattributed": list(sent.unattributed),
         "all_reduce_bytes_per_step": all_reduce_bytes(num_parameters, n),
+        "ideal_bytes_per_step": ideal(case, layers, params),
         "paper_model": model(case.pair.partition("/")[0], shapes),
     }
+
+
+def ideal(case: Case, layers: Any, params: Any) -> float:
+    """Bytes if nothing were filled up: payloads of whole leaves, (n − 1)/n of them.
+
+    Of the workers' and the server's together, each spread evenly over the owners; with
+    `gather`, n − 1 times the workers'.
+    """
+    of_workers, of_server = (dense_if_none(each) for each in pair(case.pair))
+    bits = [0, 0]
+    for leaf in join(layers, params):
+        for count, m, n in leaf.view.matrix_shapes(leaf.value.shape):
+            bits[0] += count * of_workers.num_bits((m, n))
+            bits[1] += count * of_server.num_bits((m, n))
+    others = case.num_workers - 1
+    if case.topology == "gather":
+        return others * bits[0] / 8
+    return others / case.num_workers * sum(bits) / 8
+
+
+def dense_if_none(compressor: Compressor | None) -> Compressor:
+    return Identity() if compressor is None else compressor
 
 
 def model(name: str, shapes: list[tuple[int, ...]]) -> float | None:
@@ -160,5 +185,6 @@ def summary(entry: dict[str, Any]) -> str:
     return (
         f"{entry['tree']} {entry['pair']} {entry['topology']} "
         f"n={entry['num_workers']} {how}: {entry['bytes_per_step'] / 1e6:.3f} MB, "
-        f"{saving(entry):.2f}x"
+        f"{saving(entry):.2f}x, "
+        f"{entry['bytes_per_step'] / entry['ideal_bytes_per_step']:.3f} of the ideal"
     )

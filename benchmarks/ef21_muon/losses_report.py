@@ -1,4 +1,4 @@
-"""EF21-Muon's losses against bytes: groups of runs, table and picture."""
+"""EF21-Muon's losses against bytes: groups of runs, tables and picture."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,22 +6,25 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import report
+from benchmarks.common import record, report
 from benchmarks.ef21_muon.compressors import all_reduce_bytes
 from benchmarks.ef21_muon.losses import Plan, order
+from benchmarks.ef21_muon.sent import ALIKE
 from benchmarks.language.sweep_report import reached
 
 DENSE = "identity/dense"
+SENT = "ef21_muon_sent.jsonl"
+SHOWN = 6  # curves in the picture, at most
 
 Entries = Sequence[dict[str, Any]]
 
 
 class Group(NamedTuple):
-    """Runs that differ in rate and seed alone."""
+    """Runs that differ in rate, momentum and seed alone."""
 
     label: str
-    entries: Entries  # at the best rate, one for each seed
-    rates: list[float]
+    entries: Entries  # at the best rate and momentum, one for each seed
+    tried: list[tuple[float, float]]  # rates and momenta, with the first seed
 
     def mean(self, key: str = "final_validation_loss") -> float | None:
         """Over the seeds; None if one is not finite."""
@@ -45,84 +48,157 @@ def groups_of(entries: Entries) -> list[Group]:
             if value != Plan._field_defaults[name]
         ]
         first = [run for run in runs if run["seed"] == runs[0]["seed"]]
-        best = min(first, key=order)["learning_rate"]
-        chosen = {run["seed"]: run for run in runs if run["learning_rate"] == best}
-        rates = sorted({run["learning_rate"] for run in first})
-        groups.append(Group(", ".join([key[0], *changed]), [*chosen.values()], rates))
+        best = settings_of(min(first, key=order))
+        chosen = {run["seed"]: run for run in runs if settings_of(run) == best}
+        tried = sorted({settings_of(run) for run in first})
+        groups.append(Group(", ".join([key[0], *changed]), [*chosen.values()], tried))
     return groups
 
 
+def settings_of(run: dict[str, Any]) -> tuple[float, float]:
+    return run["learning_rate"], run["momentum"]
+
+
 def reference(groups: Sequence[Group], group: Group) -> Group | None:
-    """Uncompressed training of as many workers on as much text: the best there is."""
-    alike = ("num_workers", "num_blocks", "width", "length", "batch_size")
+    """Uncompressed training of all layers, of as many workers on as much text."""
+    alike = ("num_workers", "num_blocks", "width", "length", "batch_size", "num_steps")
     own = group.entries[0]
     found = [
         other
         for other in groups
-        if other.entries[0]["pair"] == DENSE
+        if (other.entries[0]["pair"], other.entries[0]["sampling"]) == (DENSE, "full")
         and all(other.entries[0][name] == own[name] for name in alike)
-        and other.entries[0]["num_steps"] == Plan().num_steps
     ]
     return min(found, key=lambda other: other.mean() or 1e9, default=None)
 
 
-def savings(group: Group, dense: Group) -> tuple[float, float, float, float | None]:
-    """By step; to the end of both; of that to the server alone; to one loss.
+# ------------------------------------------------------------------------------- bytes
 
-    The loss is the higher one of both ends, and the median over the seeds that both
-    have is taken. The all-reduce's bytes go by the dense run's steps.
-    """
-    own, base = group.entries[0], dense.entries[0]
-    per_step = all_reduce_bytes(own["num_parameters"], own["num_workers"])
-    end = own["history"][-1]
-    dense_total = per_step * base["num_steps"]
+
+def key_of(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return (entry["pair"], *(entry[name] for name in ALIKE))
+
+
+class Sent:
+    """What each step sends, by the newest counts."""
+
+    def __init__(self, entries: Entries):
+        """Takes the lines of the part `sent`."""
+        self.newest = {key_of(entry): entry for entry in entries}
+
+    def knows(self, run: dict[str, Any]) -> bool:
+        """Whether the run's steps were counted."""
+        return key_of(run) in self.newest
+
+    def history(
+        self, run: dict[str, Any], name: str = "bytes_from"
+    ) -> list[dict[str, Any]]:
+        """The run's history with the bytes that each worker has `sent`.
+
+        Uncompressed training sends an all-reduce of the float32 gradients that move.
+        """
+        count = self.newest[key_of(run)]
+        each = count[name]
+        if run["pair"] == DENSE:
+            n, half = run["num_workers"], 2 if name == "to_server_from" else 1
+            sizes = count["num_parameters_from"]
+            each = [all_reduce_bytes(size, n) / half for size in sizes]
+        return [
+            {
+                **point,
+                "sent": sum(
+                    a * b for a, b in zip(each, point["steps_from"], strict=False)
+                ),
+            }
+            for point in run["history"]
+        ]
+
+
+def saving(sent: Sent, group: Group, dense: Group, name: str = "bytes_from") -> float:
+    """Times fewer bytes to the end than uncompressed training's."""
+    own = sent.history(group.entries[0], name)[-1]["sent"]
+    return sent.history(dense.entries[0], name)[-1]["sent"] / own
+
+
+def saving_to_one_loss(sent: Sent, group: Group, dense: Group) -> float | None:
+    """Times fewer bytes to the higher of both final losses; median over the seeds."""
     ratios = []
     for run in group.entries:
         for other in dense.entries:
             ends = run["final_validation_loss"], other["final_validation_loss"]
             if run["seed"] == other["seed"] and None not in ends:
-                spent = reached(run["history"], "bytes_sent", max(ends))
-                steps = reached(other["history"], "step", max(ends))
-                ratios.append(per_step * steps / spent)
-    return (
-        per_step * end["step"] / end["bytes_sent"],
-        dense_total / end["bytes_sent"],
-        dense_total / 2 / end["bytes_to_server"],
-        statistics.median(ratios) if ratios else None,
-    )
+                mine, its = (
+                    reached(sent.history(x), "sent", max(ends)) for x in (run, other)
+                )
+                ratios.append(its / mine)
+    return statistics.median(ratios) if ratios else None
 
 
-def tables(entries: Entries) -> list[str]:
+# ------------------------------------------------------------------------------ tables
+
+
+def known_sent() -> Sent:
+    """The counts that are committed."""
+    return Sent(record.read(record.RESULTS / SENT))
+
+
+def tables(entries: Entries, sent: Sent | None = None) -> list[str]:
     """One row for each pair and setting."""
+    sent = known_sent() if sent is None else sent
     groups = groups_of(entries)
-    header = ["workers/server", "rates tried", "best", "seeds", "loss at X, mean"]
-    header += ["range", "at W", "penalty", "saving at the end", "to server alone"]
-    header += ["to one loss"]
+    header = ["workers/server", "tried", "rate", "momentum", "seeds", "loss at X"]
+    header += ["range", "at W", "penalty", "bytes, of float32's", "of bfloat16's"]
+    header += ["to server alone", "to one loss"]
     rows = []
     for group in groups:
         dense, mean = reference(groups, group), group.mean()
-        if dense is None or mean is None:
+        if dense is None or mean is None or not sent.knows(group.entries[0]):
             rows.append([group.label, *["—"] * (len(header) - 1)])
             continue
         losses = [run["final_validation_loss"] for run in group.entries]
         at_w = group.mean("final_validation_loss_of_w")
-        _, total, up, to_loss = savings(group, dense)
+        total = saving(sent, group, dense)
+        to_loss = saving_to_one_loss(sent, group, dense)
+        first = group.entries[0]
         rows.append(
             [
                 group.label,
-                ", ".join(f"{rate:g}" for rate in group.rates),
-                f"{group.entries[0]['learning_rate']:g}",
+                f"{len(group.tried)}",
+                f"{first['learning_rate']:g}",
+                f"{first['momentum']:g}",
                 f"{len(losses)}",
                 f"{mean:.3f}",
                 f"{min(losses):.3f} … {max(losses):.3f}",
                 "—" if at_w is None else f"{at_w:.3f}",
                 f"{penalty(group, dense):+.3f}",
                 f"{total:.2f}",
-                f"{up:.2f}",
+                f"{total / 2:.2f}",
+                f"{saving(sent, group, dense, 'to_server_from'):.2f}",
                 "—" if to_loss is None else f"{to_loss:.2f}",
             ]
         )
-    return [report.format_table(header, rows)]
+    return [report.format_table(header, rows), grid(entries)]
+
+
+def grid(entries: Entries) -> str:
+    """The loss at every rate and momentum, of the first seed."""
+    cells: dict[str, dict[tuple[float, float], float]] = {}
+    for group in groups_of(entries):
+        if len(group.tried) > 1:
+            own = [run for run in entries if same(run, group.entries[0])]
+            found = {settings_of(run): order(run) for run in own}
+            cells[group.label] = found
+    columns = sorted({key for own in cells.values() for key in own})
+    header = ["", *(f"{rate:g}, {momentum:g}" for rate, momentum in columns)]
+    rows = [
+        [name, *(f"{own[key]:.3f}" if key in own else "—" for key in columns)]
+        for name, own in cells.items()
+    ]
+    return report.format_table(header, rows)
+
+
+def same(run: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(run[name] == other[name] for name in (*SETTINGS, "seed"))
 
 
 def penalty(group: Group, dense: Group) -> float:
@@ -133,35 +209,51 @@ def penalty(group: Group, dense: Group) -> float:
     )
 
 
-def plot(entries: Entries) -> Figure:
-    """Validation loss at X against bytes of both directions, to the server, tokens."""
-    groups = groups_of(entries)
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    for number, group in enumerate(groups):
-        run = group.entries[0]
-        history = run["history"][1:]
+# ----------------------------------------------------------------------------- picture
+
+
+def plot(entries: Entries, sent: Sent | None = None) -> Figure:
+    """Loss at X against bytes, and every pair's end: penalty against saving."""
+    sent = known_sent() if sent is None else sent
+    groups = [g for g in groups_of(entries) if sent.knows(g.entries[0])]
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    ends = []
+    for group in groups:
+        dense = reference(groups, group)
+        if dense is not None and group.mean() is not None:
+            times = saving(sent, group, dense) / 2
+            ends.append((times, penalty(group, dense), group))
+    for number, (_, _, group) in enumerate(chosen(ends)):
+        history = sent.history(group.entries[0])[1:]
         at_x = [point["validation_loss"] for point in history]
-        style = {"color": f"C{number % 10}", "marker": ".o^s"[number // 10]}
-        for axes, key in zip(
-            panels, ("bytes_sent", "bytes_to_server", "num_tokens"), strict=True
-        ):
-            x = [point[key] / 1e6 for point in history]
-            axes.plot(x, at_x, **style, markersize=4, label=group.label)
-    for axes, label in zip(
-        panels,
-        (
-            "sent by each worker, both directions / MB",
-            "sent by each worker to the server / MB",
-            "characters, of all workers / millions",
-        ),
-        strict=True,
-    ):
-        axes.set_xlabel(label)
+        x = [point["sent"] / 1e6 for point in history]
+        left.plot(x, at_x, color=f"C{number}", marker=".", label=group.label)
+        times, more = next((t, p) for t, p, other in ends if other is group)
+        right.plot([times], [more], "o", color=f"C{number}")
+    for times, more, group in ends:
+        right.plot([times], [more], ".", color="grey", zorder=0)
+        right.annotate(group.label, (times, more), fontsize=6, xytext=(3, 3),
+                       textcoords="offset points")  # fmt: skip
+    left.set_xscale("log")
+    left.set_xlabel("sent by each worker, both directions / MB")
+    left.set_ylabel("validation loss at X / nats per character")
+    left.legend(fontsize=8)
+    right.set_xscale("log")
+    right.axhline(0.02, color="black", linewidth=0.8)
+    right.axvline(7, color="black", linewidth=0.8)
+    right.set_xlabel("times fewer bytes than a bfloat16 all-reduce")
+    right.set_ylabel("loss at the end, less uncompressed training's")
+    for axes in (left, right):
         axes.grid(alpha=0.3)
-    panels[0].set_xscale("log")
-    panels[1].set_xscale("log")
-    panels[0].set_ylabel("validation loss at X / nats per character")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=7)
     return figure
+
+
+def chosen(ends: Sequence[tuple[float, float, Group]]) -> list[Any]:
+    """Those that none beats in both, saving and loss: the frontier, at most `SHOWN`."""
+    best = [
+        end
+        for end in ends
+        if not any(o[0] >= end[0] and o[1] < end[1] for o in ends if o is not end)
+    ]
+    return sorted(best, key=lambda end: end[0])[:SHOWN]

@@ -1,5 +1,6 @@
 """Tables and pictures of EF21-Muon's measurements."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ def show(folder: Path, parts: Sequence[str]) -> None:
     """Prints the tables and draws the pictures of these parts."""
     for part in parts:
         entries = record.read(folder / f"ef21_muon_{part}.jsonl")
-        if entries:
+        if entries and part in SHOWN:
             tables, plot = SHOWN[part]
+            if part == "losses":
+                sent = losses_report.Sent(record.read(folder / losses_report.SENT))
+                tables, plot = (functools.partial(f, sent=sent) for f in SHOWN[part])
             print("\n" + "\n\n".join(tables(entries)) + "\n")
             if plot is not None:
                 figure = plot(entries)
@@ -181,6 +185,5 @@ def table_of_cost(name: str, entry: dict[str, Any]) -> str:
 SHOWN: dict[str, tuple[Any, Any]] = {
     "bytes": (tables_of_bytes, plot_bytes),
     "losses": (losses_report.tables, losses_report.plot),
-    "sent": (lambda entries: [], None),
     "cost": (tables_of_cost, None),
 }

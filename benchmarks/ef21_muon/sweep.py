@@ -65,11 +65,11 @@ def run(
         }
         grid = itertools.product(options.rates, options.momenta, options.seeds[:1])
         tried, task = [Run(*each) for each in grid], None
-        for number, of_run in enumerate(options.seeds):
+        for number, other in enumerate(options.seeds):
             wanted = tried
             if number:
                 best = min(tried, key=lambda each: losses.order(done[each]))
-                wanted = [best._replace(seed=of_run)]
+                wanted = [best._replace(seed=other)]
             for each in wanted:
                 if each not in done:
                     if time.monotonic() > stop:

@@ -111,9 +111,8 @@ def drop_layers(
     def init(params: Any) -> DropState:
         if jax.tree.leaves(params):  # `optax.tree_map_params` comes without
             sampling.check(place(layers, params, num_layers).num_layers)
-        # A copy: whoever donates the state keeps the key.
-        copy = jnp.array(words, copy=True)
-        return DropState(jnp.zeros((), jnp.int32), copy, inner.init(params))
+        own = jnp.array(words, copy=True)  # whoever donates the state keeps the key
+        return DropState(jnp.zeros((), jnp.int32), own, inner.init(params))
 
     def update(
         updates: Any,
@@ -123,6 +122,8 @@ def drop_layers(
         active: Any = None,
         **extra: Any,
     ) -> tuple[Any, DropState]:
+        if not jax.tree.leaves(updates):
+            return updates, state._replace(count=optax.safe_increment(state.count))
         placed = place(layers, updates, num_layers)
         b = placed.num_layers
         sampling.check(b)

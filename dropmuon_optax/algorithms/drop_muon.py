@@ -30,7 +30,7 @@ from dropmuon_optax.algorithms.gluon import (
     scale_by_momentum,
 )
 from dropmuon_optax.layers import LayersFn
-from dropmuon_optax.layers.trees import checked
+from dropmuon_optax.layers.trees import checked, ranged
 from dropmuon_optax.lmo import scale_by_lmo
 from dropmuon_optax.samplings import Sampling
 
@@ -98,7 +98,7 @@ def drop_muon(
       training, arXiv:2605.19811.
     """
     # The paper's β = 1 − momentum; `scale_by_momentum` takes the old buffer's weight.
-    check_decay("weight_decay", weight_decay)
+    check_decay(weight_decay_mask, weight_decay=weight_decay)
     # 3. Mᵢ = (1 − β) Mᵢ + β ∇ᵢf(X; ξ)
     mix = scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype)
     # 4. −LMO of Mᵢ; `descend` multiplies it by −γ
@@ -115,5 +115,5 @@ def drop_muon(
     # 1. and 2. around them. The learning rate is inside: outside, −γ·0 + Xᵢ would be
     # computed for frozen layers, which costs a pass over their weights.
     if outside is None:
-        return drop(optax.chain(mix, oracle, *end))
-    return checked(optax.chain(mix, drop(oracle), *end))
+        return drop(ranged(optax.chain(mix, oracle, *end)))
+    return checked(ranged(optax.chain(mix, drop(oracle), *end)))

@@ -107,10 +107,12 @@ class _Box:
     momentum_dtype: Any = None
     num_layers: int | None = None
     weight_decay_mask: Any = None
+    work_share: float = 0.25
 
     def __post_init__(self) -> None:
         checks.is_momentum("momentum", self.momentum)
         checks.positive_int("num_layers", self.num_layers, optional=True)
+        checks.in_range("work_share", self.work_share, 0.0, 1.0)
         check_mask(self.weight_decay_mask)
         checks.is_function("layers", self.layers)
         threefry_key(self.key)
@@ -140,8 +142,8 @@ class _Box:
 
     def ownership(self, params: Any) -> Ownership:
         owners = 1 if self.shared else self.axis.size
-        rules = *self.compressors, self.weight_decay_mask
-        return own(self.layers, params, owners, self.axis.size, *rules)
+        how = *self.compressors, self.weight_decay_mask, self.work_share
+        return own(self.layers, params, owners, self.axis.size, *how)
 
     def select(self, params: Any, active: Any) -> Selection:
         """What moves, of all that there is."""
@@ -194,6 +196,7 @@ def _update(
         raise ValueError("`params` must be given to `update`: the weights W, got None")
     check_gradients(updates, params)
     at_server.check_first(state, first(params), box.momentum, box.compressors[1])
+    box.axis.check_own(updates, state.G_j, active)
     state, outward = inward(state, state.G_j, updates)
     moving = box.select(params, active)
     at_server.check_server(state, first(params), moving, box.inner)
@@ -220,20 +223,15 @@ def _worker_lines(turn: _Turn, state: EF21State, updates: Any) -> tuple[EF21Stat
     # 2. R_j = 𝒞_j(M_j − G_j);  G_j = G_j + R_j;  send R_j
     G_j = narrow(state.G_j, parts)
     delta = jax.tree.map(lambda m, e: m.astype(e.dtype) - e, M_j, G_j)
-    members = {s: jnp.asarray(moving.members(s).reshape(-1)) for s in moving.tables}
+    members = {s: jnp.array(own, jnp.int32) for s, own in moving.members.items()}
+    key, rows = jax.random.fold_in(turn.key, turn.worker), collect(moving, delta)
     coded, memory = messages.write(
-        moving.workers,
-        {s: x.reshape(-1, *x.shape[2:]) for s, x in collect(moving, delta).items()},
-        state.memory,
-        jax.random.fold_in(turn.key, turn.worker),
-        members,
-        members,
+        moving.workers, rows, state.memory, key, members, members
     )
     R_j = messages.read(moving.workers, coded, moving.shapes)
     G_j = jax.tree.map(jnp.add, G_j, scatter(moving, R_j, G_j))
-    message = messages.join(coded, moving.ownership.num_owners)
-    axis = box.axis
-    received = axis.gather(message[0]) if box.shared else axis.exchange(message)
+    message = messages.letters(moving, moving.workers).to_owners(coded)
+    received = box.axis.gather(message[0]) if box.shared else box.axis.exchange(message)
 
     momentum = widen(state.momentum, M_j, parts) if box.keeps_momentum else None
     G_j = widen(state.G_j, G_j, parts)
@@ -248,7 +246,7 @@ def _server_lines(
 
     # 3. G = G + (1/n) Σ_j R_j
     G, X = at_server.read_server(server, moving, owner)
-    mean = messages.read_mean(moving.workers, received, moving.shapes, moving.counts)
+    mean = messages.read_mean(moving, received, owner)
     G = jax.tree.map(jnp.add, G, mean)
 
     # 4. X = LMO over B(X, t) of G
@@ -284,17 +282,17 @@ def _average(box: _Box, state: EF21State, g: Any, parts: Any) -> Any:
 
 
 def _broadcast(turn: _Turn, step: Any, memory: Any) -> tuple[Stacks, Any]:
-    """Line 5: what arrives of the owners' steps, (n·t, p, q), and 𝒞's memory."""
+    """Line 5: what arrives of the owners' steps, (k, p, q), and 𝒞's memory."""
     box, moving, owner = turn.box, turn.moving, turn.owner
     coded, memory = messages.write(
         moving.servers,
         step,
         memory,
         jax.random.fold_in(turn.key, box.axis.size),
-        {s: jnp.asarray(moving.members(s))[owner] for s in moving.tables},
+        {s: jnp.asarray(moving.by_owner(s))[owner] for s in moving.tables},
         {s: jnp.asarray(moving.places(s))[owner] for s in moving.tables},
     )
     if not box.shared:
-        everyone = box.axis.gather(messages.join(coded, 1)[0])
-        coded = messages.split(moving.servers, everyone, moving.shapes, moving.counts)
+        layout = messages.letters(moving, moving.servers)
+        coded = layout.at_all(box.axis.gather(layout.from_owner(coded, owner)))
     return messages.read(moving.servers, coded, moving.shapes), memory

@@ -45,6 +45,7 @@ def ef21_muon(
     initial: str = "zeros",
     momentum_dtype: DTypeLike | None = None,
     num_layers: int | None = None,
+    work_share: float = 0.25,
     key: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """LMO steps X ← argmin {⟨G, x⟩ : ‖x − X‖ ≤ t}, G being sent in small pieces.
@@ -64,10 +65,10 @@ def ef21_muon(
       axis_name: the axis of the workers.
       num_workers: n, its size. A single worker needs no axis.
       topology: "owner": every matrix has an owner, which gets its messages from all
-        workers, takes its LMO and broadcasts its step (matrices of one shape share a
-        stack with a place for each worker, so that fewer matrices than workers leave
-        places empty, and these are sent too); "gather": every worker gets all messages
-        and is the server, which pays for few workers alone.
+        workers, takes its LMO and broadcasts its step (matrices of all shapes are
+        shared out together, and every letter is as long as the longest: with fewer
+        matrices than workers the largest one sets what is sent); "gather": every worker
+        gets all messages and is the server, which pays for few workers alone.
       local_axis_name: the axis of the devices of one worker, if it has several (a
         node): gradients are averaged over it densely, and messages carried together.
       constrained: whether X stays in the ball of its radius, as in `gluon`.
@@ -76,8 +77,12 @@ def ef21_muon(
       weight_decay_mask: as in `gluon`; leaves that decay share no stack with others.
       initial: "zeros": M_j⁻¹ = 0; or "gradient": M_j⁰ is the first gradient, so that
         G_j⁰ = 𝒞_j(∇f_j(W⁰)) (the paper begins at G_j⁰ = ∇f_j(W⁰) itself).
-      momentum_dtype: dtype of M_j; None is the parameters'. G_j and G are float32.
+      momentum_dtype: dtype of M_j; None is the parameters', or float32 for float16. G_j
+        and G are float32.
       num_layers: as in `drop_layers`, for an `update` with `active`.
+      work_share: what owners are balanced by, in [0, 1]: 0, the bytes they send; 1, the
+        oracle's work, which the busiest of each shape sets for all. `describe_owners`
+        shows both.
       key: a Threefry key, typed or raw, for random compressors.
 
     Returns:
@@ -127,6 +132,7 @@ def ef21_muon(
         initial=initial,
         momentum_dtype=momentum_dtype,
         num_layers=num_layers,
+        work_share=work_share,
         weight_decay_mask=weight_decay_mask,
         key=key,
     )

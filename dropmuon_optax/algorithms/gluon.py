@@ -26,7 +26,7 @@ from jaxtyping import Array
 from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.layers.geometry import ball_geometry, scion_geometry
-from dropmuon_optax.layers.trees import check_mask, checked, masked_by
+from dropmuon_optax.layers.trees import check_mask, checked, masked_by, ranged
 from dropmuon_optax.lmo import CountState, first_count, scale_by_lmo
 
 Mask = Any | Callable[[Any], Any]  # a tree of bools, or a function that returns one
@@ -59,7 +59,7 @@ def gluon(
         Not in the paper.
       weight_decay_mask: which leaves decay: a tree of bools (or its top), or a function
         from the parameters to one; None is all, biases and scales too.
-      momentum_dtype: dtype of M; None is the parameters'.
+      momentum_dtype: dtype of M; None is the parameters', or float32 for float16.
 
     Returns:
       A transformation whose updates have the parameters' dtype.
@@ -80,16 +80,13 @@ def gluon(
     decay = effective_decay(weight_decay, weight_decay_mask, constrained)
     if layers is None:
         layers = layers_by_path(None, ball_geometry if constrained else scion_geometry)
-    return checked(
-        optax.chain(
-            scale_by_momentum(
-                momentum, nesterov=nesterov, momentum_dtype=momentum_dtype
-            ),
-            scale_by_lmo(layers),
-            add_weights(decay, weight_decay_mask),
-            descend(learning_rate),
-        )
+    step = optax.chain(
+        scale_by_momentum(momentum, nesterov=nesterov, momentum_dtype=momentum_dtype),
+        scale_by_lmo(layers),
+        add_weights(decay, weight_decay_mask),
+        descend(learning_rate),
     )
+    return checked(ranged(step), moves_all=True)
 
 
 def effective_decay(
@@ -101,7 +98,7 @@ def effective_decay(
       ValueError: if `weight_decay` or a mask is given to a constrained step.
     """
     checks.is_flag("constrained", constrained)
-    check_decay("weight_decay", weight_decay)
+    check_decay(None if constrained else mask, weight_decay=weight_decay)
     if not constrained:
         return weight_decay
     numbers = checks.is_concrete(weight_decay) or callable(weight_decay)
@@ -113,9 +110,16 @@ def effective_decay(
     return 1.0
 
 
-def check_decay(name: str, value: Any) -> None:
-    """Refuses what is no weight decay: a number of at least 0, or a schedule."""
-    checks.in_range(name, value, 0.0, math.inf, open_high=True, schedule=True)
+def check_decay(mask: Mask = None, **decays: Any) -> None:
+    """Refuses what is neither a number ≥ 0 nor a schedule, and a mask of nothing."""
+    for name, value in decays.items():
+        checks.in_range(name, value, 0.0, math.inf, open_high=True, schedule=True)
+    plain = [checks.is_concrete(value) and value == 0 for value in decays.values()]
+    if mask is not None and all(plain):
+        raise ValueError(
+            "`weight_decay_mask` must be None where nothing decays, got a mask and "
+            + ", ".join(f"{name}={value!r}" for name, value in decays.items())
+        )
 
 
 class MomentumState(NamedTuple):
@@ -137,11 +141,13 @@ def scale_by_momentum(
       momentum: β in [0, 1), the weight of the old buffer; a number or a schedule.
       nesterov: whether to return (1 − β)gᵏ + βMᵏ (the `lerp` form of Keller Jordan's
         and PyTorch's Muon, without bias correction) in place of Mᵏ.
-      momentum_dtype: dtype of M; None is the parameters'. The average itself is taken
-        in float32 or wider.
+      momentum_dtype: dtype of M; None is the parameters', or float32 for float16. The
+        average itself is taken in float32 or wider, where what (1 − β)g leaves below
+        1.2e-38 counts as zero, as in all of XLA's arithmetic.
 
     Returns:
-      A transformation whose updates have the gradients' dtype.
+      A transformation whose updates have the gradients' dtype. What is not finite stays
+      in M, and so in every later update of that entry.
 
     Raises:
       ValueError: if `momentum` is a number outside [0, 1); from `init`, if what is no
@@ -162,8 +168,10 @@ def scale_by_momentum(
     dtype = checks.float_dtype("momentum_dtype", momentum_dtype)
 
     def init(params: Any) -> MomentumState:
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
-        return MomentumState(jnp.zeros((), jnp.int32), zeros)
+        def zeros(p: Any) -> Array:
+            return jnp.zeros_like(p, dtype=dtype or linalg.ranged_dtype(p))
+
+        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any

@@ -14,6 +14,7 @@ matrices, Keller Jordan's; for convolutions his code reads the sides off the ker
 """
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ from dropmuon_optax.algorithms.gluon import (
 from dropmuon_optax.layers import LayersFn, layers_by_path
 from dropmuon_optax.layers.geometry import muon_geometry
 from dropmuon_optax.layers.leaves import join
-from dropmuon_optax.layers.trees import checked
+from dropmuon_optax.layers.trees import checked, ranged
 from dropmuon_optax.lmo import scale_by_lmo
 
 
@@ -75,7 +76,8 @@ def muon(
         Muon has it.
       adam_weight_decay: AdamW's weight decay, a number or a schedule, multiplied by its
         learning rate; not `weight_decay`.
-      momentum_dtype: dtype of Muon's buffer; None is the parameters'.
+      momentum_dtype: dtype of Muon's buffer; None is the parameters', or float32 for
+        float16.
 
     Returns:
       A transformation whose updates have the parameters' dtype.
@@ -95,8 +97,8 @@ def muon(
     References:
       Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, Muon, 2024.
     """
-    check_decay("weight_decay", weight_decay)
-    check_decay("adam_weight_decay", adam_weight_decay)
+    decays = {"weight_decay": weight_decay, "adam_weight_decay": adam_weight_decay}
+    check_decay(weight_decay_mask, **decays)
     for name, value in (("adam_b1", adam_b1), ("adam_b2", adam_b2)):
         checks.in_range(name, value, 0.0, 1.0, open_high=True)
     checks.in_range("adam_eps", adam_eps, 0.0, math.inf, open_high=True)
@@ -128,13 +130,15 @@ def muon(
         ]
         return jax.tree.unflatten(jax.tree.structure(params), names)
 
-    return checked(optax.partition({"muon": matrices, "adam": rest}, labels))
+    parts: dict[Hashable, optax.GradientTransformation]
+    parts = {"muon": ranged(matrices), "adam": ranged(rest)}
+    return checked(optax.partition(parts, labels), moves_all=True)
 
 
 def _in_wide_dtype(
     tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx` on float32 copies of narrower leaves: float16 has no ε = 1e-10."""
+    """Adam on float32 copies of narrower leaves: float16 has no ε = 1e-10."""
 
     def widened(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(linalg.wide_dtype(x)), tree)
@@ -149,6 +153,11 @@ def _in_wide_dtype(
         del params, extra
         with jax.numpy_dtype_promotion("standard"):  # Adam raises β to an int32 power
             moved, state = tx.update(widened(updates), state)
-        return jax.tree.map(lambda x, g: x.astype(g.dtype), moved, updates), state
+
+        def told(x: Any, nu: Any, g: Any) -> Any:
+            # Squares that overflow would make a step of zero.
+            return (x + 0 * nu.astype(x.dtype)).astype(g.dtype)
+
+        return jax.tree.map(told, moved, state.nu, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

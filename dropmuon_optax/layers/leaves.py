@@ -237,7 +237,7 @@ def movable_norm(leaf: Leaf) -> Norm:
     """The norm of a leaf that an oracle can move.
 
     Raises:
-      ValueError: naming the leaf, if it has none or is no real floating-point array.
+      ValueError: naming the leaf, if it has none, or can't hold a step of its radius.
     """
     if leaf.layer.norm is None:
         raise ValueError(
@@ -245,6 +245,9 @@ def movable_norm(leaf: Leaf) -> Norm:
             "got norm=None; send it elsewhere, with `optax.partition` or `muon`"
         )
     checks.is_inexact(leaf.path, leaf.value, jnp.floating)
+    dtype, name = leaf.value.dtype, f"the radius of {leaf.path!r}"
+    for shape in leaf.view.matrix_shapes(jnp.shape(leaf.value)):
+        leaf.layer.norm.check_radius(leaf.layer.radius, shape, dtype, name)
     return leaf.layer.norm
 
 

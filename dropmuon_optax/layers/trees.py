@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dropmuon_optax import checks
+from dropmuon_optax import checks, linalg
 from dropmuon_optax.layers.leaves import path_of
 from dropmuon_optax.layers.modules import check_params
 
@@ -24,6 +24,7 @@ def checked(
     kind: Any = jnp.inexact,
     *,
     shapes: bool = True,
+    moves_all: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`tx`, refusing by name what it can't move, and what doesn't fit.
 
@@ -31,6 +32,7 @@ def checked(
       tx: a transformation.
       kind: of which numbers parameters may be.
       shapes: whether the state's shapes are looked at; a worker has a part of them.
+      moves_all: whether a set of layers that move, `active`, is refused.
 
     Returns:
       The same, whose `init` refuses other leaves, and whose `update` refuses what isn't
@@ -47,6 +49,13 @@ def checked(
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
+        if moves_all and extra.get("active") is not None:
+            raise ValueError(
+                "`active` must go to what drops layers, and this moves all of them: "
+                "wrap it in `drop_layers`, or, beside another part of the parameters "
+                "that takes it, in `optax.GradientTransformation(tx.init, tx.update)`; "
+                f"got {extra['active']!r}"
+            )
         if params is not None:
             check_gradients(updates, params)
         expected = first(updates if params is None else params)
@@ -55,6 +64,35 @@ def checked(
         return tx.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def ranged(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """`tx` on float32 copies of what has a shorter range, rounded once at the end.
+
+    In float16 and 8-bit floats a step of the ball, a tenth of a gradient and a learning
+    rate may each be out of range where their product is not.
+
+    Args:
+      tx: a transformation.
+
+    Returns:
+      The same, whose updates have the parameters' dtype; without these the gradients'.
+    """
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(linalg.ranged_dtype(x)), tree)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        like = updates if params is None else params
+        params = None if params is None else wide(params)
+        moved, state = tx.update(wide(updates), state, params, **extra)
+        return jax.tree.map(lambda u, x: u.astype(x.dtype), moved, like), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def check_gradients(updates: Any, params: Any) -> None:

@@ -19,6 +19,7 @@ from dropmuon_optax.linalg.power_iteration import power_iteration as power_itera
 from dropmuon_optax.linalg.scaling import l2_direction as l2_direction
 from dropmuon_optax.linalg.scaling import l2_norm as l2_norm
 from dropmuon_optax.linalg.scaling import nan_unless_finite as nan_unless_finite
+from dropmuon_optax.linalg.scaling import ranged_dtype as ranged_dtype
 from dropmuon_optax.linalg.scaling import saturate as saturate
 from dropmuon_optax.linalg.scaling import unit_scale as unit_scale
 from dropmuon_optax.linalg.scaling import wide_dtype as wide_dtype

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
@@ -19,6 +20,21 @@ def wide_dtype(*arrays: Array | jax.ShapeDtypeStruct) -> np.dtype:
     if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in arrays):
         return np.dtype(np.complex128 if double else np.complex64)
     return np.dtype(np.float64 if double else np.float32)
+
+
+def ranged_dtype(x: ArrayLike | jax.ShapeDtypeStruct) -> np.dtype:
+    """The dtype of `x`, or float32 if its range is shorter: float16 and 8-bit floats.
+
+    A tenth of a small gradient in float16 is zero, and a learning rate of 1e-8, too.
+
+    >>> ranged_dtype(jnp.zeros(2, jnp.float16)), ranged_dtype(jnp.zeros(2, "bfloat16"))
+    (dtype('float32'), dtype(bfloat16))
+    """
+    dtype = np.dtype(jnp.result_type(x))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return dtype
+    short = jnp.finfo(dtype).smallest_normal > np.finfo(np.float32).smallest_normal
+    return np.dtype(np.float32) if short else dtype
 
 
 def unit_scale(

@@ -8,7 +8,7 @@ and non-finite values are dealt with here, once, for all of them.
 
 import abc
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -44,6 +44,38 @@ class Norm(Noun, abc.ABC):
     @abc.abstractmethod
     def _maximizer(self, g: Float[Array, "m n"]) -> Float[Array, "m n"]:
         """The argmax {⟨g, x⟩ : ‖x‖ ≤ 1} of a matrix with entries of at most 1."""
+
+    def largest_entry(self, shape: tuple[int, int]) -> float:
+        """The largest entry that the oracle's matrix may have, at radius 1.
+
+        Of the norms here; a norm of one's own says so where it is not 1.
+        """
+        del shape
+        return 1.0
+
+    def check_radius(
+        self, radius: Any, shape: Any, dtype: Any, name: str = "`radius`"
+    ) -> None:
+        """Refuses a radius whose step a dtype can't hold.
+
+        Args:
+          radius: a number; traced ones and schedules pass.
+          shape: of the matrices, (…, m, n).
+          dtype: of the step.
+          name: of the radius, for the message.
+
+        Raises:
+          ValueError: naming the radius, the dtype and its largest number.
+        """
+        if not checks.is_concrete(radius) or 0 in shape:
+            return
+        m, n = shape[-2:]
+        largest = float(jnp.finfo(dtype).max)
+        if radius * self.largest_entry((m, n)) > largest:
+            raise ValueError(
+                f"{name} must be one whose step {jnp.dtype(dtype)} can hold, up to "
+                f"{largest:.4g}, got {radius!r}"
+            )
 
     def norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         """The norm ‖x‖.
@@ -99,10 +131,12 @@ class Norm(Noun, abc.ABC):
           finite, every entry is NaN.
 
         Raises:
-          ValueError: if `g` is no matrix or `radius` is negative.
+          ValueError: if `g` is no matrix, or `radius` is negative or too large for
+            the dtype.
         """
         checks.is_matrix("g", g)
         checks.in_range("radius", radius, 0.0, math.inf, open_high=True)
+        self.check_radius(radius, g.shape, g.dtype)
         if g.size == 0:
             return g
         unit, scale = linalg.unit_scale(g)

@@ -29,6 +29,10 @@ class RMS(Norm):
 
     symmetric: ClassVar[bool] = True
 
+    def largest_entry(self, shape: tuple[int, int]) -> float:
+        """√d, of a vector with one entry."""
+        return math.sqrt(math.prod(shape))
+
     def _norm(self, x: Float[Array, "m n"]) -> Float[Array, ""]:
         return l2_norm(x) / math.sqrt(x.size)
 

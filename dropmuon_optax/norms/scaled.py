@@ -65,6 +65,11 @@ class Scaled(Norm):
         """Whether the inner oracle multiplies matrices."""
         return self.inner.mixes
 
+    def largest_entry(self, shape: tuple[int, int]) -> float:
+        """That of the inner norm, divided by the factor."""
+        factor = self.factor(*shape) if callable(self.factor) else self.factor
+        return self.inner.largest_entry(shape) / factor
+
     def _factor(self, x: Float[Array, "m n"]) -> float:
         return self.factor(*x.shape) if callable(self.factor) else self.factor
 

@@ -63,6 +63,29 @@ class Axis(Noun):
                 f"`num_workers` must be the size of the axis {self.name!r}, {size}, "
                 f"got {self.size}"
             )
+
+    def check_own(self, updates: Any, estimate: Any, active: Any) -> None:
+        """Refuses gradients that `jax.shard_map` has summed over the workers.
+
+        Args:
+          updates: a worker's gradients.
+          estimate: what is surely each worker's own, G_j.
+          active: the layers that move; None is all.
+
+        Raises:
+          ValueError: if the types say that no gradient differs between workers.
+        """
+        # Without `check_vma` types say nothing, and nothing is summed. The gradients of
+        # layers that don't move may be constants.
+        typed = any(self.name in _varying(x) for x in jax.tree.leaves(estimate))
+        if not typed or (active is not None and not any(active)):
+            return
+        for name in filter(None, (self.name, self.local)):
+            if not any(name in _varying(g) for g in jax.tree.leaves(updates)):
+                raise ValueError(
+                    "gradients must be each worker's own, got ones summed over "
+                    f"{name!r}: differentiate at `dm.local_params(params, {name!r})`"
+                )
         if self.local is not None and not is_bound(self.local):
             raise ValueError(f"`local_axis_name` must be in scope, got {self.local!r}")
 
@@ -151,10 +174,15 @@ def _all_gather(x: Array, axis_name: str, **how: Any) -> Array:
     return jax.lax.all_gather(x, axis_name, to="invarying", **how)
 
 
+def _varying(x: Any) -> Any:
+    """The axes of `shard_map` over which `x` is typed as varying."""
+    kind = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, "mat") else kind.vma
+
+
 def _vary(x: Any, names: tuple[str, ...]) -> Any:
     """`x` typed as varying over those of the axes that belong to `shard_map`."""
-    kind = jax.typeof(x)
-    varying = kind.mat.varying if hasattr(kind, "mat") else kind.vma
+    varying = _varying(x)
     missing = tuple(n for n in names if n in _manual_axes() and n not in varying)
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 

@@ -1,6 +1,6 @@
-"""What workers and server send: every stack compressed, in one row of bytes.
+"""What workers and server send: every stack compressed, in letters of bytes.
 
-A message is one buffer of bytes for all stacks, so that a step has one collective in
+A letter is one buffer of bytes for all stacks, so that a step has one collective in
 each direction.
 """
 
@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from dropmuon_optax.compressors import Compressor
+from dropmuon_optax.wire.letters import Letters
 from dropmuon_optax.wire.packing import decode, encode
-from dropmuon_optax.wire.stacks import Stacks
+from dropmuon_optax.wire.stacks import Selection, Stacks
 
 Compressors = Mapping[int, Compressor]  # of each stack
 Memory = dict[int, Any]  # of the stacks whose compressor has any
@@ -65,49 +66,37 @@ def read(
     return {s: decode(compressors[s], row, shapes[s]) for s, row in rows.items()}
 
 
+def letters(selection: Selection, compressors: Compressors) -> Letters:
+    """How the payloads of what moves are laid out."""
+    widths = {s: compressors[s].num_bits(selection.shapes[s]) // 8 for s in compressors}
+    rows = {s: selection.rows(s) for s in compressors}
+    counts = {s: len(selection.members[s]) for s in compressors}
+    return Letters(widths, rows, counts)
+
+
 def read_mean(
-    compressors: Compressors,
-    received: UInt8[Array, "n size"],
-    shapes: Mapping[int, Any],
-    counts: Mapping[int, int],
+    selection: Selection, received: UInt8[Array, "n size"], owner: Any
 ) -> Stacks:
-    """The mean over n senders of what their messages stand for, (t, p, q).
+    """The mean over n senders of what their letters to an owner stand for, (t, p, q).
 
     One sender after another, so that no more than two copies are held.
     """
+    compressors, shapes = selection.workers, selection.shapes
+    layout = letters(selection, compressors)
+    here = {s: jnp.asarray(layout.present(s))[owner] for s in shapes}
 
-    def one(row: UInt8[Array, " size"]) -> Stacks:
-        return read(compressors, split(compressors, row[None], shapes, counts), shapes)
+    def one(letter: UInt8[Array, " size"]) -> Stacks:
+        found = read(compressors, layout.at_owner(letter, owner), shapes)
+        return {s: jnp.where(here[s][:, None, None], x, 0) for s, x in found.items()}
 
-    def add(total: Stacks, row: UInt8[Array, " size"]) -> tuple[Stacks, None]:
-        return jax.tree.map(jnp.add, total, one(row)), None
+    def add(total: Stacks, letter: UInt8[Array, " size"]) -> tuple[Stacks, None]:
+        return jax.tree.map(jnp.add, total, one(letter)), None
 
     # Zero, made of the messages so as to vary over the same mesh axes as they do.
     zero = (received[0, 0] & 0).astype(jnp.float32)
-    zeros = {s: jnp.full((counts[s], *shapes[s]), zero) for s in counts}
+    zeros = {s: jnp.full((len(here[s]), *shape), zero) for s, shape in shapes.items()}
     total, _ = jax.lax.scan(add, zeros, received)
     return jax.tree.map(lambda x: x / len(received), total)
-
-
-def join(rows: dict[int, UInt8[Array, "k size"]], num_messages: int) -> Array:
-    """The rows of all stacks as messages, (num_messages, bytes)."""
-    return jnp.concatenate([r.reshape(num_messages, -1) for r in rows.values()], axis=1)
-
-
-def split(
-    compressors: Compressors,
-    messages: UInt8[Array, "n size"],
-    shapes: Mapping[int, Any],
-    counts: Mapping[int, int],
-) -> dict[int, UInt8[Array, "k bytes"]]:
-    """The inverse of `join`: rows of each stack, `counts` of them in a message."""
-    rows, start = {}, 0
-    for s, count in counts.items():
-        width = compressors[s].num_bits(shapes[s]) // 8
-        stop = start + count * width
-        rows[s] = messages[:, start:stop].reshape(-1, width)
-        start = stop
-    return rows
 
 
 def first_memory(compressors: Compressors, shapes: Any, counts: Any) -> Memory:

@@ -1,15 +1,15 @@
 """Which matrices of a tree lie in which stack, and which worker owns which of them.
 
-Matrices of one shape, norm and compressors form a stack; its j-th member belongs to
-worker j mod n, where it takes place j // n. Members go by layer, so that a suffix of
-layers is spread evenly too. A matrix whose oracle works on blocks of rows or columns
-(embeddings and heads under the sign or row norm) is cut into n blocks, one each, so
-that no worker owns it all.
+Matrices of one shape, norm and compressors form a stack. Those of all stacks are shared
+out together (`balance`), so that the longest message sets what is sent, and not every
+stack. Members go by layer, so that a suffix of layers is spread evenly too. A matrix
+whose oracle works on blocks of rows or columns (embeddings and heads under the sign or
+row norm) is cut into a block for every owner, or several, which fill the gaps.
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,9 +29,12 @@ from dropmuon_optax.layers.rules import Rules, choose
 from dropmuon_optax.layers.trees import masked_by
 from dropmuon_optax.lmo import unscaled_geometry
 from dropmuon_optax.norms import Norm, unscaled
+from dropmuon_optax.wire.balance import Lot, places, share_out
 from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
 MIN_BLOCK = 4096  # entries; a smaller block isn't worth its place in a stack
+BLOCKS_EACH = (1, 2, 4, 8)  # of a matrix that is cut, for each owner
+WELL = 1.02  # shares that cost so many times the least are as good as it gets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +61,42 @@ class Stack:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Ownership:
-    """Every leaf with its pieces, the stacks, and the number of owners n."""
+    """Every leaf with its pieces, the stacks, and who of n owners owns what.
+
+    Attributes:
+      num_owners: n.
+      leaves: every leaf with its pieces.
+      stacks: the stacks.
+      owners: of each stack, the owner of each of its members.
+      work_ratio: the oracle's work on every owner, of the mean's: an owner with fewer
+        matrices of a stack than others runs the oracle on zeros in their places.
+    """
 
     num_owners: int
     leaves: tuple[OwnedLeaf, ...]
     stacks: tuple[Stack, ...]
+    owners: tuple[tuple[int, ...], ...]
+    work_ratio: float
 
-    def table(self, members: Sequence[int]) -> np.ndarray:
-        """Members by owner and place, int (n, t); −1 where an owner has fewer."""
-        n = self.num_owners
-        lists = [[j for j in members if j % n == owner] for owner in range(n)]
+    @property
+    def name(self) -> str:
+        """A few letters that stand for who owns what."""
+        shapes = [stack.shape for stack in self.stacks]
+        text = repr((self.num_owners, shapes, self.owners))
+        return "owners_" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def places(self, stack: int) -> np.ndarray:
+        """Where each of the stack's members lies at its owner, int (members,)."""
+        return places(self.owners[stack])
+
+    def table(self, stack: int, members: list[int]) -> np.ndarray:
+        """Members by owner, in order, int (n, t); −1 where an owner has fewer."""
+        lists: list[list[int]] = [[] for _ in range(self.num_owners)]
+        for member in members:
+            lists[self.owners[stack][member]].append(member)
         width = max(map(len, lists))
         rows = [row + [-1] * (width - len(row)) for row in lists]
-        return np.array(rows, np.int32).reshape(n, width)
+        return np.array(rows, np.int32).reshape(self.num_owners, width)
 
 
 def own(
@@ -81,6 +107,7 @@ def own(
     worker_compressor: Compressor | Rules,
     server_compressor: Compressor | Rules | None,
     weight_decay_mask: Any = None,
+    work_share: float = 0.25,
 ) -> Ownership:
     """The stacks of a tree of parameters, and who owns what.
 
@@ -88,26 +115,57 @@ def own(
       layers: a function from the parameters to a tree of `Layer`s.
       params: the parameters, or any tree of their structure, shapes and dtypes.
       num_owners: n.
-      num_blocks: how many blocks a large matrix whose oracle allows it is cut into.
+      num_blocks: how many blocks a large matrix whose oracle allows it is cut into, or
+        several times as many if messages would not be of one length otherwise.
       worker_compressor: a compressor, or a list of (regex, compressor).
       server_compressor: likewise; None is dense, in the parameters' dtype.
       weight_decay_mask: which leaves decay, as `masked_by` takes it.
+      work_share: how much the oracle's work counts beside bytes, see `share_out`.
 
     Raises:
       ValueError: if a leaf has no norm, is no real floating-point array, or a
         compressor doesn't fit it; naming its path.
     """
+    rules = worker_compressor, server_compressor, weight_decay_mask
+    leaves = join(layers, params)
+    decays = jax.tree.leaves(masked_by(weight_decay_mask, params))
+    best = None
+    for each in BLOCKS_EACH if num_owners > 1 else (1,):
+        owned, stacks = _stacks(leaves, decays, num_blocks * each, rules)
+        lots = [_lot(stack) for stack in stacks]
+        shares = share_out(lots, num_owners, work_share)
+        if best is None or shares.score(work_share) < best[0].score(work_share) / WELL:
+            best = shares, owned, stacks
+        if best[0].score(work_share) <= WELL * best[0].least(work_share):
+            break
+    assert best is not None
+    shares, owned, stacks = best
+    return Ownership(num_owners, owned, stacks, shares.owners, shares.work_ratio)
+
+
+def _lot(stack: Stack) -> Lot:
+    """What owning the stack's members costs.
+
+    An oracle that works on blocks costs next to nothing; others, products of matrices.
+    """
+    bits = stack.worker.num_bits(stack.shape) + stack.server.num_bits(stack.shape)
+    work = 0 if stack.norm.separable else math.prod(stack.shape) * min(stack.shape)
+    return Lot(len(stack.radii), bits // 8, work)
+
+
+def _stacks(
+    leaves: list[Leaf], decays: list[bool], num_blocks: int, rules: Any
+) -> tuple[tuple[OwnedLeaf, ...], tuple[Stack, ...]]:
+    """The leaves' members in stacks, matrices being cut into so many blocks."""
     numbers: dict[Any, int] = {}
     radii: list[list[tuple[Any, ...]]] = []
-    decays = jax.tree.leaves(masked_by(weight_decay_mask, params))
-    leaves = join(layers, params)
     order = sorted(range(len(leaves)), key=lambda i: (leaves[i].start or 0, i))
     found: dict[int, OwnedLeaf] = {}
     for i in order:
         leaf, pieces = leaves[i], []
         for count, m, n in _matrices(leaf):
-            worker = choose(worker_compressor, leaf.path, (m, n))
-            server = _server_compressor(server_compressor, leaf, (m, n))
+            worker = choose(rules[0], leaf.path, (m, n))
+            server = _server_compressor(rules[1], leaf, (m, n))
             symmetric = worker.symmetric and server.symmetric
             piece = _piece(leaf, (count, m, n), num_blocks, symmetric)
             shape = piece.member_shape
@@ -127,8 +185,7 @@ def own(
         dataclasses.replace(stack, radii=tuple(column))
         for (stack, _), column in zip(numbers, radii, strict=True)
     ]
-    in_place = tuple(found[i] for i in range(len(leaves)))
-    return Ownership(num_owners, in_place, tuple(stacks))
+    return tuple(found[i] for i in range(len(leaves))), tuple(stacks)
 
 
 def _server_compressor(

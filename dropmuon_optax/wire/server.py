@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 
+from dropmuon_optax import linalg
 from dropmuon_optax.layers.leaves import path_of
 from dropmuon_optax.layers.parts import narrow, widen
 from dropmuon_optax.layers.trees import check_state
@@ -19,6 +20,9 @@ from dropmuon_optax.wire.stacks import (
     Selection,
     Stacks,
     collect,
+    from_owners,
+    of_owner,
+    of_owners,
     put,
     scatter,
     select,
@@ -51,6 +55,8 @@ class Owned(NamedTuple):
       X: as in `Shared`, for each stack.
       inner: state of each owner's inner transformation, with a leading axis n.
       memory: of the compressor, for each stack.
+      layout: nothing, under a name that stands for `ownership`: files keep names and
+        arrays alone, and a state of another layout isn't taken for this one.
       ownership: which matrix is where.
     """
 
@@ -58,9 +64,10 @@ class Owned(NamedTuple):
     X: Any
     inner: Any
     memory: Memory
+    layout: dict[str, Any]
     ownership: Ownership
 
-    per_worker = ("G", "X", "inner", "memory")
+    per_worker = ("G", "X", "inner", "memory", "layout")
 
 
 Server = Shared | Owned
@@ -105,7 +112,7 @@ def first_state(
     def zeros(dtype: Any) -> Any:
         return jax.tree.map(
             lambda x: jnp.zeros(
-                (num_workers, *jnp.shape(x)), dtype or jnp.result_type(x)
+                (num_workers, *jnp.shape(x)), dtype or linalg.ranged_dtype(x)
             ),
             params,
         )
@@ -127,10 +134,16 @@ def _first_server(
 ) -> Server:
     n = whole.ownership.num_owners
     abstract = any(isinstance(x, ShapeDtypeStruct) for x in jax.tree.leaves(params))
+    if abstract and keeps_x:
+        raise ValueError(
+            "`params` must be arrays where a server's compressor keeps X = W, got "
+            "shapes; `jax.eval_shape(tx.init, params)` makes the state's shapes of them"
+        )
     run = jax.eval_shape if abstract else lambda fun, tree: fun(tree)
-    stacks = run(lambda tree: collect(whole, narrow(tree, whole.parts)), params)
+    stacks = run(
+        lambda tree: of_owners(whole, collect(whole, narrow(tree, whole.parts))), params
+    )
     memory = first_memory(whole.servers, whole.shapes, whole.counts)
-    # What has no value yet stays a shape: X is W, and not zero.
     X = run(lambda tree: _copied(tree), params) if shared else stacks
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), X)
     stacks = jax.tree.map(jnp.zeros_like, stacks) if abstract else stacks
@@ -139,7 +152,8 @@ def _first_server(
         state = inner.init({s: x[0] for s, x in stacks.items()})
         return Shared(zeros, X, state, memory)
     state = jax.vmap(inner.init, axis_size=n)(stacks)
-    return Owned(zeros, X, state, _repeated(memory, n), whole.ownership)
+    layout = {whole.ownership.name: jnp.zeros(n, jnp.int32)}
+    return Owned(zeros, X, state, _repeated(memory, n), layout, whole.ownership)
 
 
 def _copied(tree: Any) -> Any:
@@ -260,12 +274,12 @@ def write_server(
 def own_rows(selection: Selection, tree: Any, owner: Any) -> Stacks:
     """What moves of a tree and is this owner's: stacks (t, p, q)."""
     stacks = collect(selection, narrow(tree, selection.parts))
-    return {s: x[owner] for s, x in stacks.items()}
+    return of_owner(selection, stacks, owner)
 
 
 def _put_tree(selection: Selection, tree: Any, moved: Stacks) -> Any:
     like = narrow(tree, selection.parts)
-    new = scatter(selection, {s: x[None] for s, x in moved.items()}, like)
+    new = scatter(selection, moved, like)
     return widen(tree, new, selection.parts)
 
 
@@ -286,5 +300,5 @@ def iterate(server: Server) -> dict[str, Any]:
             )
     leaves = [leaf for leaf, _ in whole.leaves]
     like = [jnp.zeros((), jnp.float32) for _ in leaves]
-    found = scatter(whole, server.X, like)
+    found = scatter(whole, from_owners(whole, server.X), like)
     return {leaf.path: x for leaf, x in zip(leaves, found, strict=True)}

@@ -1,8 +1,8 @@
-"""Trees of leaves as stacks of matrices, laid out by owner; and back.
+"""Trees of leaves as stacks of matrices; and what of them is an owner's.
 
 What moves of a tree is a `Selection`. Its stacks are a dictionary from the stack's
-number to an array (n, t, p, q): t matrices p × q for each of n owners, those that an
-owner hasn't being zero.
+number to an array (k, p, q) of the k members that move, in order; an owner's are
+arrays (t, p, q), those that it has not being zero.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from dropmuon_optax.wire.ownership import Ownership
 from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
 Stacks = dict[int, Array]
+ABSENT = np.iinfo(np.int32).max  # the row of what an owner hasn't: past the end
 
 
 class Selection(NamedTuple):
@@ -29,12 +30,14 @@ class Selection(NamedTuple):
       ownership: of all matrices.
       parts: what moves of each leaf, in flattening order; nothing where it has no
         entries.
-      tables: for each stack in which something moves, its members by owner and place,
-        int (n, t), with −1 where an owner has fewer.
+      members: for each stack in which something moves, which of its members do, in
+        order.
+      tables: the same by owner and place, int (n, t), with −1 where an owner has fewer.
     """
 
     ownership: Ownership
     parts: list[Part]
+    members: dict[int, list[int]]
     tables: dict[int, np.ndarray]
 
     @property
@@ -67,18 +70,24 @@ class Selection(NamedTuple):
         """Whether all members of the stack move."""
         if stack not in self.tables:
             return False
-        everything = len(self.ownership.stacks[stack].radii)
-        return int((self.tables[stack] >= 0).sum()) == everything
+        return len(self.members[stack]) == len(self.ownership.stacks[stack].radii)
 
     def places(self, stack: int) -> np.ndarray:
         """Where at its owner each member lies; past the end where there is none."""
-        table, n = self.tables[stack], self.ownership.num_owners
-        return np.where(table < 0, np.iinfo(np.int32).max, table // n)
-
-    def members(self, stack: int) -> np.ndarray:
-        """Its members by owner and place, (n, t); past the end where there is none."""
         table = self.tables[stack]
-        return np.where(table < 0, np.iinfo(np.int32).max, table)
+        everywhere = self.ownership.places(stack)
+        return np.where(table < 0, ABSENT, everywhere[table]).astype(np.int32)
+
+    def by_owner(self, stack: int) -> np.ndarray:
+        """`members` by owner and place, (n, t); past the end where there is none."""
+        table = self.tables[stack]
+        return np.where(table < 0, ABSENT, table).astype(np.int32)
+
+    def rows(self, stack: int) -> np.ndarray:
+        """The same, as numbers of `members`: the row of a stack of what moves."""
+        row = {member: i for i, member in enumerate(self.members[stack])}
+        flat = [row.get(int(j), ABSENT) for j in self.tables[stack].reshape(-1)]
+        return np.array(flat, np.int32).reshape(self.tables[stack].shape)
 
     @property
     def decays(self) -> dict[int, bool]:
@@ -111,8 +120,9 @@ def select(ownership: Ownership, parts: Sequence[Part] | None = None) -> Selecti
         if part.any:
             for piece in leaf.pieces:
                 members.setdefault(piece.stack, []).extend(_members(piece, part))
-    tables = {s: ownership.table(sorted(members[s])) for s in sorted(members)}
-    return Selection(ownership, parts, tables)
+    chosen = {s: sorted(members[s]) for s in sorted(members)}
+    tables = {s: ownership.table(s, own) for s, own in chosen.items()}
+    return Selection(ownership, parts, chosen, tables)
 
 
 def collect(selection: Selection, tree: Any) -> Stacks:
@@ -124,14 +134,9 @@ def collect(selection: Selection, tree: Any) -> Stacks:
             rows.setdefault(piece.stack, []).append(stack)
             order.setdefault(piece.stack, []).extend(_members(piece, part))
     stacks = {}
-    for s, table in selection.tables.items():
-        whole = jnp.concatenate(rows[s])
+    for s, members in selection.members.items():
         place = {member: i for i, member in enumerate(order[s])}
-        index = [place.get(int(member), len(place)) for member in table.reshape(-1)]
-        if index != list(range(len(whole))):
-            whole = jnp.concatenate([whole, jnp.zeros_like(whole[:1])])
-            whole = whole[np.array(index, np.int32)]
-        stacks[s] = whole.reshape(*table.shape, *whole.shape[1:])
+        stacks[s] = _rows(jnp.concatenate(rows[s]), [place[j] for j in members])
     return stacks
 
 
@@ -139,8 +144,8 @@ def scatter(selection: Selection, stacks: Stacks, like: Any) -> Any:
     """The inverse of `collect`: a tree of the structure and dtypes of `like`."""
     flat, structure = jax.tree.flatten(like)
     where = {
-        s: {int(member): i for i, member in enumerate(table.reshape(-1))}
-        for s, table in selection.tables.items()
+        s: {member: i for i, member in enumerate(members)}
+        for s, members in selection.members.items()
     }
     leaves = []
     for (leaf, part), x in zip(selection.leaves, flat, strict=True):
@@ -154,11 +159,38 @@ def scatter(selection: Selection, stacks: Stacks, like: Any) -> Any:
 
 
 def _rows(stack: Array, index: list[int]) -> Array:
-    """Some matrices of a stack (n, t, p, q), by their number in it."""
-    whole, first = stack.reshape(-1, *stack.shape[-2:]), index[0]
+    """Some matrices of a stack (k, p, q), by their number in it."""
+    first = index[0]
     if index == list(range(first, first + len(index))):
-        return whole[first : first + len(index)]
-    return whole[np.array(index, np.int32)]
+        return stack[first : first + len(index)]
+    return stack[np.array(index, np.int32)]
+
+
+def of_owner(selection: Selection, stacks: Stacks, owner: Any) -> Stacks:
+    """An owner's matrices, (t, p, q), of the stacks of what moves."""
+    return {
+        s: _filled(x, jnp.asarray(selection.rows(s))[owner]) for s, x in stacks.items()
+    }
+
+
+def of_owners(selection: Selection, stacks: Stacks) -> Stacks:
+    """All owners' matrices, (n, t, p, q)."""
+    return {s: _filled(x, selection.rows(s)) for s, x in stacks.items()}
+
+
+def from_owners(selection: Selection, owned: Stacks) -> Stacks:
+    """The inverse of `of_owners`."""
+    stacks = {}
+    for s, x in owned.items():
+        rows = selection.rows(s).reshape(-1)
+        index = np.argsort(rows, kind="stable")[: len(selection.members[s])]
+        stacks[s] = _rows(x.reshape(-1, *x.shape[2:]), index.tolist())
+    return stacks
+
+
+def _filled(x: Array, index: Any) -> Array:
+    """Rows of `x`; zero past the end."""
+    return x.at[index].get(mode="fill", fill_value=0)
 
 
 def oracle(selection: Selection, owner: Any, count: Any, stacks: Stacks) -> Stacks:
@@ -178,7 +210,7 @@ def take(selection: Selection, whole: Stacks, owner: Any) -> Stacks:
             taken[s] = whole[s]
         else:
             places = jnp.asarray(selection.places(s))[owner]
-            taken[s] = whole[s].at[places].get(mode="fill", fill_value=0)
+            taken[s] = _filled(whole[s], places)
     return taken
 
 

@@ -1,5 +1,7 @@
 """What is compressed is what crosses the wire: bytes in compiled programs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,6 +168,29 @@ def test_gradients_are_each_workers_own():
     compiled = mapped.lower(jnp.ones(2), x).compile()
     assert dm.count_wire_bytes(compiled).total == 0
     np.testing.assert_array_equal(mapped(jnp.ones(2), x), x)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_gradients_that_are_summed_are_refused(kind):
+    mesh = jax.make_mesh((N,), ("data",), axis_types=(kind,))
+    tx = dm.ef21_muon(
+        0.1, dm.layers_by_path(None), Natural(), num_workers=N, key=jax.random.key(0)
+    )
+    w, x = {"kernel": jnp.ones((4, 8))}, jnp.ones((N, 4))
+
+    def step(params, state, x, local=True):
+        at = dm.local_params(params, "data") if local else params
+        g = jax.grad(lambda w: jnp.sum(x @ w["kernel"]))(at)
+        return tx.update(g, state, params)
+
+    for local in (True, False):
+        run = functools.partial(step, local=local)
+        mapped = dm.worker_map(run, "data", tx.init(w), mesh)
+        if local:
+            jax.eval_shape(mapped, w, tx.init(w), x)
+        else:
+            with pytest.raises(ValueError, match=r"summed over 'data'.*local_params"):
+                jax.eval_shape(mapped, w, tx.init(w), x)
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)

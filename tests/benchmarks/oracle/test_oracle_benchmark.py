@@ -9,6 +9,14 @@ import pytest
 from benchmarks.oracle import __main__ as oracle
 from benchmarks.oracle import trees
 
+OPTAX, FOUR = "optax.contrib.muon", "4 steps, Schatten"
+SAME = {
+    "ours": OPTAX,
+    "ours, plain form": OPTAX,
+    "ours, bfloat16 momentum": OPTAX,
+    f"ours, {FOUR}": f"{OPTAX}, our 4 steps",
+}
+
 
 def test_a_small_run_leaves_lines_a_table_and_a_picture(tmp_path, capsys):
     names = ["tiny", "tiny, stacked"]
@@ -21,16 +29,39 @@ def test_a_small_run_leaves_lines_a_table_and_a_picture(tmp_path, capsys):
         assert list(entry["optimizers"]) == list(trees.OPTIMIZERS)
         base = entry["optimizers"]["optax.contrib.muon"]
         assert base["update_time_ratio"]["median"] == 1.0
-        for name in ("ours", "ours, plain form"):
-            found = entry["optimizers"][name]
+        # Of one name, the same polynomial of the same matrices, in float32.
+        for name, other in SAME.items():
+            found, peer = (entry["optimizers"][n] for n in (name, other))
             assert found["compile_time_s"] > 0
-            # The same polynomial of the same matrices, in float32.
-            error = base["orthogonality_error"]
+            error = peer["orthogonality_error"]
             np.testing.assert_allclose(found["orthogonality_error"], error, rtol=1e-3)
+        halved = entry["optimizers"]["ours, bfloat16 momentum"]["state_bytes"]
+        assert halved < 0.6 * base["state_bytes"]
     assert (tmp_path / "oracle.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out
     for row in oracle.table(entries).splitlines()[2:]:
         assert row.split("|")[1].strip() in printed
+
+
+def test_a_choice_of_optimizers_is_compared_with_optax(tmp_path):
+    arguments = ["--trees", "tiny", "--optimizers", "ours", "--output", str(tmp_path)]
+    with jax.numpy_dtype_promotion("standard"):
+        assert oracle.main(arguments) == 0
+    entry = json.loads((tmp_path / "oracle.jsonl").read_text())
+    assert list(entry["optimizers"]) == [OPTAX, "ours"]
+
+
+def test_the_products_are_counted_by_the_sides():
+    tree = trees.Tree(
+        {"a": np.zeros((4, 4)), "b": np.zeros((3, 8, 4)), "head": np.zeros((4, 4))},
+        True,
+        1,
+    )
+    plain = 2 * 5 * (3 * 4**3 + 3 * (2 * 4**2 * 8 + 4**3))
+    assert trees.num_flops(tree, OPTAX) == plain
+    gram = 2 * (4 * 3 * 4**3 + 3 * (4 * 4**2 * 8 + 10 * 4**3))
+    assert trees.num_flops(tree, f"ours, {FOUR}") == gram
+    assert trees.num_flops(tree, "optax.adamw") is None
 
 
 def test_the_error_is_that_of_the_singular_values():
