@@ -36,6 +36,7 @@ from dropmuon_optax.layers.trees import check_gradients, check_mask, shapes_of_s
 from dropmuon_optax.samplings.draws import threefry_key
 from dropmuon_optax.wire import Axis, check_replicated, inward, messages, stacks
 from dropmuon_optax.wire import server as at_server
+from dropmuon_optax.wire.first import first_state, may_remember
 from dropmuon_optax.wire.ownership import Ownership, own
 from dropmuon_optax.wire.server import EF21State, Server
 from dropmuon_optax.wire.stacks import Selection, Stacks, collect, scatter, select
@@ -157,7 +158,7 @@ class _Box:
 def _init(box: _Box, params: Any) -> EF21State:
     selection = box.select(params, None)  # refuses what is no parameter
     check_replicated(params)
-    return at_server.first_state(
+    return first_state(
         params,
         selection,
         num_workers=box.axis.size,
@@ -166,6 +167,7 @@ def _init(box: _Box, params: Any) -> EF21State:
         shared=box.shared,
         keeps_momentum=box.keeps_momentum,
         keeps_x=box.compressors[1] is not None,
+        remembers=any(may_remember(rules) for rules in box.compressors),
         dtype=box.momentum_dtype,
     )
 

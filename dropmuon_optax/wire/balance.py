@@ -92,7 +92,8 @@ def _packed(lots: Sequence[Lot], num_owners: int, extra: int) -> Shares:
             owner = owners[s][j] = int(np.argmin(free))
             loads[owner] += lots[s].num_bytes
             held[s, owner] += 1
-    work, count = np.array([(lot.work, lot.count) for lot in lots]).T
+    work = np.array([lot.work for lot in lots], float)
+    count = np.array([lot.count for lot in lots], int)
     mean = work @ count / num_owners
     return Shares(
         tuple(tuple(map(int, own)) for own in owners),

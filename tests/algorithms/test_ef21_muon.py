@@ -550,3 +550,25 @@ def test_adaptive_radii_with_a_compressing_server_warn():
         updates, state = tx.update(mean, state, expected)
         expected = optax.apply_updates(expected, updates)
     assert_close(params, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_map_params_reaches_the_workers_buffers_and_no_stacks(warm_start):
+    params = float32(normal(0))
+    tx = make(4, RankK(0.25, warm_start=warm_start), Natural())
+    state, specs = tx.init(params), dict.fromkeys(params, "spec")
+    mapped = optax.tree.map_params(tx, lambda _, spec: spec, state, specs)
+    assert mapped.G_j == mapped.momentum == specs
+    assert_equal(mapped.server, state.server)
+    assert_equal(mapped.memory, state.memory)
+
+
+def test_a_state_of_other_owners_has_another_name():
+    params = float32(normal(0))
+    ours = make(4, TopK(0.2), work_share=0.0).init(params)
+    same = make(4, Natural(), work_share=0.0).init(params)
+    assert set(ours.server.layout) == set(same.server.layout)
+    other = make(3, TopK(0.2)).init(params)
+    assert set(ours.server.layout) != set(other.server.layout)
+    with pytest.raises(ValueError, match="`work_share` must be"):
+        make(4, TopK(0.2), work_share=1.5)
