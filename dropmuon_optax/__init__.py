@@ -53,6 +53,7 @@ Samplings on the host
 Workers
     worker_map                    runs a step on every worker
     worker_shardings              where the optimizer's state lies
+    describe_owners               prints who owns what, and how letters fill
     local_params                  parameters as each worker's own
 
 Theory
@@ -174,6 +175,7 @@ __all__ = [
     "present_layers",
     "worker_map",
     "worker_shardings",
+    "describe_owners",
     "local_params",
     "measure_smoothness",
     "track_smoothness",

@@ -154,11 +154,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m benchmarks.accelerator",
         description="Measures on one GPU what was not measured on one.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--minutes", type=rate, default=8.8, help="for all of it")
-    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="which")
     add("--scale", choices=SCALES, default="full", help="tiny: for a CPU, a check")
     add("--output", type=lines_file, help=f"lines; the default is {default_of('full')}")
     add("--report", action="store_true", help="measure nothing: show the lines")

@@ -45,6 +45,7 @@ __all__ = [
     "saturate",
     "unit_scale",
     "wide_dtype",
+    "ranged_dtype",
 ]
 
 
