@@ -22,7 +22,7 @@ from dropmuon_optax.layers.leaves import (
     movable_norm,
 )
 from dropmuon_optax.layers.trees import checked
-from dropmuon_optax.meshes import gathered, has_auto, like, num_devices, spread
+from dropmuon_optax.meshes import has_auto, like, num_devices, rest_like, spread
 from dropmuon_optax.norms import Norm, unscaled
 
 # Bytes of a stack on each device, beyond which its leaves are split among several. A
@@ -233,7 +233,7 @@ def _oracle(norm: Norm, parts: list[Array], columns: list[list[Any]]) -> list[Ar
     if norm.mixes:
         (steps,) = spread(steps)  # else the compiler may split the products after all
     if steps.shape != whole.shape:
-        steps = gathered(steps)[: len(whole)]
+        steps = rest_like(steps, whole)[: len(whole)]  # what fills up stays behind
     steps = like(steps, whole)
     starts = itertools.accumulate([len(part) for part in parts], initial=0)
     return [steps[i : i + len(part)] for i, part in zip(starts, parts, strict=False)]

@@ -30,6 +30,12 @@ def like(x: Array, other: Array) -> Array:
     return _reshard(x, sharding.mesh, sharding.spec)
 
 
+def rest_like(x: Array, other: Array) -> Array:
+    """`x` sharded over Explicit axes as `other` is, but whole along its first axis."""
+    sharding = jax.typeof(other).sharding
+    return _reshard(x, sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
+
+
 def rows_like(x: Array, other: Array) -> Array:
     """`x` sharded over Explicit axes along its first axis only, as `other` is."""
     sharding = jax.typeof(other).sharding
@@ -48,7 +54,9 @@ def spread(stack: Array, *columns: Array) -> list[Array]:
     """Arrays of one leading length, padded and spread over all devices along it.
 
     Every device then holds whole matrices, and no product needs another device. A
-    single matrix is gathered instead: all devices do the same.
+    single matrix is gathered instead: all devices do the same. Of k sharded matrices on
+    n devices gathering sends each k of them, moving them there and back 2⌈k/n⌉: that
+    is less, or as much, unless k = 1.
     """
     mesh = jax.typeof(stack).sharding.mesh
     explicit, auto = _axes(mesh, AxisType.Explicit), _axes(mesh, AxisType.Auto)
