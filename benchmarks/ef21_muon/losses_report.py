@@ -61,13 +61,14 @@ def settings_of(run: dict[str, Any]) -> tuple[float, float]:
 
 def reference(groups: Sequence[Group], group: Group) -> Group | None:
     """Uncompressed training of all layers, of as many workers on as much text."""
-    alike = ("num_workers", "num_blocks", "width", "length", "batch_size", "num_steps")
+    alike = ("num_workers", "num_blocks", "width", "length", "batch_size")
     own = group.entries[0]
     found = [
         other
         for other in groups
         if (other.entries[0]["pair"], other.entries[0]["sampling"]) == (DENSE, "full")
         and all(other.entries[0][name] == own[name] for name in alike)
+        and other.entries[0]["num_steps"] == Plan().num_steps
     ]
     return min(found, key=lambda other: other.mean() or 1e9, default=None)
 
