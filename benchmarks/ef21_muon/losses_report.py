@@ -49,7 +49,10 @@ def groups_of(entries: Entries) -> list[Group]:
         ]
         first = [run for run in runs if run["seed"] == runs[0]["seed"]]
         best = settings_of(min(first, key=order))
-        chosen = {run["seed"]: run for run in runs if settings_of(run) == best}
+        # Of a run that was made twice, the first line counts.
+        own = [run for run in reversed(runs) if settings_of(run) == best]
+        by_seed = {run["seed"]: run for run in own}
+        chosen = {seed: by_seed[seed] for seed in sorted(by_seed)}
         tried = sorted({settings_of(run) for run in first})
         groups.append(Group(", ".join([key[0], *changed]), [*chosen.values()], tried))
     return groups
@@ -187,7 +190,7 @@ def grid(entries: Entries) -> str:
     for group in groups_of(entries):
         if len(group.tried) > 1:
             own = [run for run in entries if same(run, group.entries[0])]
-            found = {settings_of(run): order(run) for run in own}
+            found = {settings_of(run): order(run) for run in reversed(own)}
             cells[group.label] = found
     columns = sorted({key for own in cells.values() for key in own})
     header = ["", *(f"{rate:g}, {momentum:g}" for rate, momentum in columns)]
