@@ -31,7 +31,7 @@ from dropmuon_optax.layers.leaves import join
 
 AXIS = "data"
 WORKERS = [2, 4, 8, 16, 32, 64, 128, 256]
-FEW = ("natural", "top10_natural", "top20_natural", "top50_sign", "rank10_natural")
+FEW = ("natural", "top10_natural", "top50_sign", "rank10_natural")
 ALL_AT = 8  # workers with which all compressors are counted, and not FEW alone
 
 

@@ -49,7 +49,10 @@ def groups_of(entries: Entries) -> list[Group]:
         ]
         first = [run for run in runs if run["seed"] == runs[0]["seed"]]
         best = settings_of(min(first, key=order))
-        chosen = {run["seed"]: run for run in runs if settings_of(run) == best}
+        # Of a run that was made twice, the first line counts.
+        own = [run for run in reversed(runs) if settings_of(run) == best]
+        by_seed = {run["seed"]: run for run in own}
+        chosen = {seed: by_seed[seed] for seed in sorted(by_seed)}
         tried = sorted({settings_of(run) for run in first})
         groups.append(Group(", ".join([key[0], *changed]), [*chosen.values()], tried))
     return groups
@@ -61,13 +64,14 @@ def settings_of(run: dict[str, Any]) -> tuple[float, float]:
 
 def reference(groups: Sequence[Group], group: Group) -> Group | None:
     """Uncompressed training of all layers, of as many workers on as much text."""
-    alike = ("num_workers", "num_blocks", "width", "length", "batch_size", "num_steps")
+    alike = ("num_workers", "num_blocks", "width", "length", "batch_size")
     own = group.entries[0]
     found = [
         other
         for other in groups
         if (other.entries[0]["pair"], other.entries[0]["sampling"]) == (DENSE, "full")
         and all(other.entries[0][name] == own[name] for name in alike)
+        and other.entries[0]["num_steps"] == Plan().num_steps
     ]
     return min(found, key=lambda other: other.mean() or 1e9, default=None)
 
@@ -186,7 +190,7 @@ def grid(entries: Entries) -> str:
     for group in groups_of(entries):
         if len(group.tried) > 1:
             own = [run for run in entries if same(run, group.entries[0])]
-            found = {settings_of(run): order(run) for run in own}
+            found = {settings_of(run): order(run) for run in reversed(own)}
             cells[group.label] = found
     columns = sorted({key for own in cells.values() for key in own})
     header = ["", *(f"{rate:g}, {momentum:g}" for rate, momentum in columns)]

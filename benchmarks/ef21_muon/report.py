@@ -90,15 +90,20 @@ FIRST = ("dense", "owner")
 
 
 def by_workers(entries: Entries) -> str:
-    """Savings by number of workers, of what was counted with several numbers."""
-    found = savings_of(entries)
+    """Savings by number of workers, and bytes of the ideal where that is known."""
+    found: dict[Any, Any] = {key: f"{v:.2f}" for key, v in savings_of(entries).items()}
+    for entry in entries:
+        if not entry["compiled"] and "ideal_bytes_per_step" in entry:
+            key = (entry["pair"], entry["topology"], entry["num_workers"])
+            of_ideal = entry["bytes_per_step"] / entry["ideal_bytes_per_step"]
+            found[key] = f"{saving(entry):.2f} / {of_ideal:.2f}"
     counts = sorted({n for _, _, n in found})
     names = list(dict.fromkeys((pair, topology) for pair, topology, _ in found))
     rows = []
     for pair, topology in names:
         cells = [found.get((pair, topology, n)) for n in counts]
         if len(cells) - cells.count(None) > 1:  # one is in the other table
-            shown = ("—" if cell is None else f"{cell:.2f}" for cell in cells)
+            shown = ("—" if cell is None else cell for cell in cells)
             rows.append([f"{pair}, {topology}", *shown])
     return report.format_table(["", *(f"n = {n}" for n in counts)], rows)
 

@@ -83,7 +83,8 @@ PROGRAMS = {
     },
     "ef21_muon.__main__ losses": {
         "--pairs": ["x", "natural/x", ""], "--rates": RATE, "--seeds": SEED,
-        "--momentum": ["-0.1", "1", "nan"], "--initial": CHOICE, "--warm-down": SHARE,
+        "--momenta": ["-0.1", "1", "nan"], "--initial": CHOICE, "--warm-down": SHARE,
+        "--sampling": CHOICE, "--minutes": RATE,
         "--blocks": POSITIVE, "--width": POSITIVE, "--heads": POSITIVE,
         "--length": POSITIVE, "--steps": POSITIVE, "--workers": POSITIVE,
         "--batch-size": POSITIVE, "--evaluations": POSITIVE, "--validation": POSITIVE,
