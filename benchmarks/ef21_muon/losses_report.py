@@ -242,7 +242,8 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
     left.set_xscale("log")
     left.set_xlabel("sent by each worker, both directions / MB")
     left.set_ylabel("validation loss at X / nats per character")
-    left.legend(fontsize=8)
+    if left.lines:
+        left.legend(fontsize=8)
     right.set_xscale("log")
     right.axhline(0.02, color="black", linewidth=0.8)
     right.axvline(7, color="black", linewidth=0.8)

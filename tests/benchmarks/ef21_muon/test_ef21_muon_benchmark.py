@@ -74,8 +74,9 @@ def test_a_small_sweep(tmp_path, capsys):
     assert natural.entries[0]["final_validation_loss_of_w"] is not None
     sent = Sent(lines(tmp_path, "sent"))
     assert saving(sent, dense, dense) == 1.0
-    # As many layers move in both: natural sends 9 bits of 32, and a few for filling.
-    np.testing.assert_allclose(saving(sent, natural, dense), 32 / 9, rtol=0.1)
+    # As many layers move in both: natural sends 9 bits of 32, and fills up letters of
+    # whoever doesn't own the head where it moves alone.
+    assert 0.7 * 32 / 9 < saving(sent, natural, dense) <= 32 / 9
     counts = sent.newest[key_of(natural.entries[0])]["bytes_from"]
     assert counts == sorted(counts, reverse=True)  # fewer layers, fewer bytes
     assert len(set(counts)) > 1
