@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import dropmuon_optax as dm
-from benchmarks.common import data, record, report, timing
+from benchmarks.common import record, report, timing
 from benchmarks.common.options import new_parser, positive
 from benchmarks.drop_muon.recipe_steps import (
     KEPT_BATCH,
@@ -203,13 +203,18 @@ def measured(folder: Path, preset: str, dataset: str) -> dict[str, Any]:
     return found[-1]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit status."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = new_parser("benchmarks.drop_muon.recipe_costs", "Times train steps.")
-    parser.add_argument("--data", choices=data.DATASETS, default="cifar10")
+    parser.add_argument("--data", choices=list(IMAGE_SHAPES), default="cifar10")
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
     parser.add_argument("--rounds", type=positive, default=30)
-    options: argparse.Namespace = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    options = parse(arguments)
     shape = IMAGE_SHAPES[options.data]
     entry: dict[str, Any] = {
         "benchmark": "drop_muon_step_costs",

@@ -7,8 +7,7 @@ do, of the same seed; median (least … largest) over seeds. Full Muon alone set
 accuracy: the mean of its ends at the next to the largest budget; "end" is that at the
 largest.
 
-Command: python -m benchmarks.drop_muon.recipe_report
-    benchmarks/results/drop_muon_recipe.jsonl
+Command: python -m benchmarks.drop_muon.recipe_report [LINES]
 """
 
 import argparse
@@ -21,7 +20,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import report
+from benchmarks.common import record, report
 from benchmarks.common.options import Parser, recorded, refusing
 from benchmarks.drop_muon.report import chosen, first_time, spread, unique
 
@@ -207,7 +206,9 @@ def bars(axes: Any, entries: list[Entry], colors: dict[str, str]) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(prog="python -m benchmarks.drop_muon.recipe_report")
-    parser.add_argument("lines", type=Path, help="a file of results: *.jsonl")
+    committed = record.COMMITTED / "drop_muon_recipe.jsonl"
+    help_ = "a file of results: *.jsonl"
+    parser.add_argument("lines", type=Path, nargs="?", default=committed, help=help_)
     return parser.parse_args(arguments)
 
 

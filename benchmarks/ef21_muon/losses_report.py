@@ -143,7 +143,7 @@ def saving_to_one_loss(sent: Sent, group: Group, dense: Group) -> float | None:
 
 def known_sent() -> Sent:
     """The counts that are committed."""
-    return Sent(record.read(record.RESULTS / SENT))
+    return Sent(record.read(record.COMMITTED / SENT))
 
 
 def tables(entries: Entries, sent: Sent | None = None) -> list[str]:

@@ -32,7 +32,8 @@ LANGUAGE = {
     "--steps": POSITIVE, "--batch": POSITIVE, "--length": POSITIVE,
     "--accumulation": POSITIVE, "--warm-down": SHARE, "--radius": RATE,
     "--sign-radius": RATE, "--adam-share": RATE, "--evaluations": POSITIVE,
-    "--validation-windows": POSITIVE, "--output": FOLDER,
+    "--validation-windows": POSITIVE, "--output": FOLDER, "--budget": RATE,
+    "--growth": [], "--keep": SHARE, "--outside-share": RATE,
 }  # fmt: skip
 PROGRAMS = {
     "language.nanogpt": LANGUAGE | {
@@ -53,6 +54,9 @@ PROGRAMS = {
         "--epochs": POSITIVE, "--budgets": RATE, "--learning-rate": NAMED,
         "--model": CHOICE, "--batch-size": POSITIVE, "--evaluations": POSITIVE,
         "--rounds": POSITIVE, "--limit": POSITIVE, "--output": FOLDER, "--name": NAME,
+    },
+    "drop_muon.recipe_costs": {
+        "--data": CHOICE, "--model": CHOICE, "--rounds": POSITIVE, "--output": FOLDER,
     },
     "drop_muon.cost": {
         "--model": CHOICE, "--batch-size": POSITIVE, "--rounds": POSITIVE,
