@@ -94,10 +94,13 @@ class Parser(argparse.ArgumentParser):
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Argparse's, after lists are taken apart at their commas.
 
-        Values of the form `name=1,2` keep theirs.
+        Values of the form `name=1,2` keep theirs, and so do choices that have some.
         """
         if action.nargs in ("+", "*"):
-            parts = [x.split(",") if "=" not in x else [x] for x in arg_strings]
+            whole = set(action.choices or ())
+            parts = [
+                [x] if "=" in x or x in whole else x.split(",") for x in arg_strings
+            ]
             arg_strings = [part for found in parts for part in found]
         return super()._get_values(action, arg_strings)
 

@@ -94,8 +94,8 @@ def read_growth(
     Raises:
         ValueError: If it is none such.
 
-    >>> read_growth("0.8:half", nanogpt.PRESETS["micro"])[0]
-    [0.8, 0.2]
+    >>> read_growth("0.75:half", nanogpt.PRESETS["micro"])[0]
+    [0.75, 0.25]
     """
     num, order = config.num_layers, nanogpt.layer_order(config)
     shares, rows = [], []

@@ -45,7 +45,7 @@ def ef21_muon(
     initial: str = "zeros",
     momentum_dtype: DTypeLike | None = None,
     num_layers: int | None = None,
-    work_share: float = 0.25,
+    work_share: float | None = None,
     key: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """LMO steps X ← argmin {⟨G, x⟩ : ‖x − X‖ ≤ t}, G being sent in small pieces.
@@ -81,8 +81,8 @@ def ef21_muon(
         and G are float32.
       num_layers: as in `drop_layers`, for an `update` with `active`.
       work_share: what owners are balanced by, in [0, 1]: 0, the bytes they send; 1, the
-        oracle's work, which the busiest of each shape sets for all. `describe_owners`
-        shows both.
+        oracle's work, which the busiest of each shape sets for all; None is 0.25.
+        `describe_owners` shows both.
       key: a Threefry key, typed or raw, for random compressors.
 
     Returns:
@@ -134,7 +134,7 @@ def ef21_muon(
         initial=initial,
         momentum_dtype=momentum_dtype,
         num_layers=num_layers,
-        work_share=work_share,
+        work_share=0.25 if work_share is None else work_share,
         weight_decay_mask=weight_decay_mask,
         key=key,
     )

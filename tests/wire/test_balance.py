@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import dropmuon_optax as dm
 from benchmarks.ef21_muon import bytes as ef21_bytes
 from benchmarks.models import nanogpt
 from dropmuon_optax.compressors import Natural
@@ -65,3 +66,16 @@ def test_blocks_of_an_embedding_fill_the_gaps():
         loads += np.bincount(owners, minlength=16) * np.prod(stack.shape)
     assert sorted(counts) == [24, 32, 48]  # two blocks for each owner
     assert loads.max() / loads.mean() < 1.02
+
+
+@pytest.mark.parametrize("work_share", [-0.1, 1.1, float("nan")])
+def test_a_share_is_one(work_share):
+    with pytest.raises(ValueError, match="`work_share` must be"):
+        dm.ef21_muon(
+            0.1,
+            nanogpt.layers(nanogpt.PRESETS["nano"]),
+            Natural(),
+            num_workers=2,
+            work_share=work_share,
+            key=jax.random.key(0),
+        )
