@@ -148,12 +148,13 @@ def plot(path: Path, entries: list[Entry]) -> None:
     panels = figure.subplots(2, len(sets), squeeze=False)
     for column, dataset in enumerate(sets):
         own = chosen(entries, dataset=dataset)
-        curves(panels[0, column], own, colors)
-        bars(panels[1, column], own, colors)
+        its = {name: colors[name] for name in unique(own, "method")}
+        curves(panels[0, column], own, its)
+        bars(panels[1, column], own, its)
         panels[0, column].set_title(dataset)
+        panels[0, column].legend(fontsize="small", loc="lower right")
     panels[0, 0].set_ylabel("final validation accuracy, mean over seeds")
     panels[1, 0].set_ylabel("times faster than full Muon")
-    panels[0, -1].legend(fontsize="small", loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
 
