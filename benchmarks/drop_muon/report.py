@@ -28,6 +28,7 @@ from benchmarks.drop_muon.methods import CUTOFFS, METHODS, Active, plan_steps
 
 Entry = dict[str, Any]
 ABSENT = "—"
+MAX_CURVES = 6
 
 
 def line(entry: Entry) -> str:
@@ -229,54 +230,63 @@ def mean_curve(runs: list[Entry], x: str, y: str) -> tuple[list[float], list[flo
 
 
 def plot(path: Path, entries: list[Entry]) -> None:
-    """Draws accuracy against time, steps and FLOPs, and against the budget.
+    """Draws accuracy against time and the budget, and speed-ups with their spread.
+
+    Of at most `MAX_CURVES` methods, those with the most seeds and then the highest
+    ends; the tables have them all.
 
     Args:
         path: PNG to write.
         entries: Records of one data set.
     """
-    figure = Figure(figsize=(17, 4.4), layout="constrained")
     first = entries[0]
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     figure.suptitle(
-        f"{first['dataset']}, {first['model']} CNN, batch {first['batch_size']}; mean "
-        "over seeds; solid: validation, dashed: training"
+        f"{first['dataset']}, {first['model']} CNN, batch {first['batch_size']}"
     )
-    panels = figure.subplots(1, 4)
-    axis = {
-        "train_time_s": "same steps for all: training time / s",
-        "step": f"same steps for all: step (of {first['batch_size']} samples)",
-        "num_flops": "same steps for all: FLOPs",
-    }
-    colors = {name: f"C{i}" for i, name in enumerate(unique(entries, "method"))}
-    for method, color in colors.items():
-        runs = chosen(entries, method=method, protocol="same steps")
-        for axes, key in zip(panels, axis, strict=False):
-            if runs:
-                curve = mean_curve(runs, key, "validation_accuracy")
-                axes.plot(*curve, color=color, label=method)
-                curve = mean_curve(runs, key, "train_accuracy")
-                axes.plot(*curve, color=color, linestyle="--", linewidth=0.7)
-        runs = chosen(entries, method=method, protocol="same time")
+    on_the_way, ends, bars = figure.subplots(1, 3)
+    same_steps = chosen(entries, protocol="same steps")
+    same_time = chosen(entries, protocol="same time")
+    for i, method in enumerate(shown(entries)):
+        runs = chosen(same_steps, method=method)
+        if runs:
+            curve = mean_curve(runs, "train_time_s", "validation_accuracy")
+            on_the_way.plot(*curve, color=f"C{i}", label=method)
+        runs = chosen(same_time, method=method)
         budgets = sorted(unique(runs, "budget_s"))
-        ends = ends_of(runs, budgets)
-        panels[3].plot(budgets, ends, color=color, marker=".", label=method)
-    labels = [*axis.values(), "same time for all: budget / s"]
-    for axes, label in zip(panels, labels, strict=True):
-        axes.set_xlabel(label)
+        ends.plot(
+            budgets, ends_of(runs, budgets), color=f"C{i}", marker="o", label=method
+        )
+        for j, target in enumerate(targets_of(same_time)):
+            found = ratios(same_time, method, target, quiet=True) or [0.0]
+            middle, place = median(found), j + (i - 2.5) / 8
+            bars.bar(place, middle, 0.11, color=f"C{i}")
+            bars.vlines(place, min(found), max(found), color="black", linewidth=1)
+    on_the_way.set_xlabel("same steps for all: training time / s")
+    ends.set_xlabel("same time for all: budget / s")
+    on_the_way.set_ylabel("validation accuracy, mean over seeds")
+    targets = targets_of(same_time)
+    bars.set_xticks(range(len(targets)), [f"to {target:.1%}" for target in targets])
+    bars.set_ylabel("same time: times faster, by step times")
+    bars.axhline(1.0, color="black", linewidth=0.8)
+    ends.legend(loc="lower right", fontsize="small")
+    for axes in (on_the_way, ends, bars):
         axes.grid(alpha=0.3)
-    for axes in panels[:3]:
-        axes.set_ylim(bottom=lowest(entries))
-    panels[0].set_ylabel("accuracy")
-    panels[3].legend(loc="lower right", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=90)
 
 
-def lowest(entries: list[Entry]) -> float:
-    """Where the axes of accuracy start: at the second reading of the slowest run."""
-    seconds = [entry["history"][:2][-1] for entry in chosen(entries, budget_s=None)]
-    readings = [point["validation_accuracy"] for point in seconds]
-    return max(0.0, min(readings, default=0.0) - 0.02)
+def shown(entries: list[Entry]) -> list[str]:
+    """The methods of a picture."""
+
+    def rank(method: str) -> tuple[int, float]:
+        own = chosen(entries, method=method)
+        ends = [entry["final_validation_accuracy"] for entry in own]
+        return len(unique(own, "seed")), fmean(ends)
+
+    names = unique(entries, "method")
+    best = sorted(names, key=rank, reverse=True)[:MAX_CURVES]
+    return [name for name in names if name in best]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

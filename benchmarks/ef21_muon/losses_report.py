@@ -237,8 +237,9 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
         right.plot([times], [more], "o", color=f"C{number}")
     for times, more, group in ends:
         right.plot([times], [more], ".", color="grey", zorder=0)
-        right.annotate(group.label, (times, more), fontsize=6, xytext=(3, 3),
-                       textcoords="offset points")  # fmt: skip
+        if any(group is own for _, _, own in chosen(ends)):  # the others: in the table
+            right.annotate(group.label, (times, more), fontsize=7, xytext=(-5, 4),
+                           textcoords="offset points", ha="right")  # fmt: skip
     left.set_xscale("log")
     left.set_xlabel("sent by each worker, both directions / MB")
     left.set_ylabel("validation loss at X / nats per character")
