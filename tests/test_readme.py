@@ -17,8 +17,8 @@ from tests.documents import (
     WIDTH,
     batch_of,
     loss_fn,
-    network,
     program,
+    reader_has,
 )
 
 README = ROOT / "README.md"
@@ -37,14 +37,7 @@ LAYERS = program(DOCS / "choosing.md", "layers = dm.layers_by_path")
 
 @pytest.fixture
 def names():
-    return {
-        "dm": dm,
-        "jax": jax,
-        "jnp": jnp,
-        "optax": optax,
-        "params": network(),
-        "loss_fn": loss_fn,
-    }
+    return reader_has()
 
 
 def test_the_first_program_fits_its_function(capsys):

@@ -8,7 +8,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -207,6 +207,19 @@ def file_name(text: str) -> str:
     if not text or text in (".", "..") or set(text) & set("/\\\0"):
         raise argparse.ArgumentTypeError(f"must be a file's name, got {text!r}")
     return text
+
+
+def rates_of(known: Iterable[str]) -> Callable[[str], tuple[str, list[float]]]:
+    """A reader of `muon=0.01,0.02`, for one of these names."""
+    names = list(known)
+
+    def rates(text: str) -> tuple[str, list[float]]:
+        name, _, values = text.partition("=")
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(names)}")
+        return name, [rate(value) for value in values.split(",")]
+
+    return rates
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from benchmarks.common.options import (
     new_parser,
     positive,
     rate,
+    rates_of,
     refusing,
     seed,
 )
@@ -140,7 +141,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--learning-rate",
         nargs="+",
-        type=rates,
+        type=rates_of(METHODS),
         default=[],
         metavar="NAME=VALUE,…",
         help="each value is a run",
@@ -159,14 +160,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.learning_rate = dict(options.learning_rate)
     return options
-
-
-def rates(text: str) -> tuple[str, list[float]]:
-    """Reads `muon=0.01,0.02`."""
-    name, _, values = text.partition("=")
-    if name not in METHODS:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
-    return name, [rate(value) for value in values.split(",")]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,7 +37,7 @@ from dropmuon_optax.samplings.draws import threefry_key
 from dropmuon_optax.wire import Axis, check_replicated, inward, messages, stacks
 from dropmuon_optax.wire import server as at_server
 from dropmuon_optax.wire.first import first_state, may_remember
-from dropmuon_optax.wire.ownership import Ownership, own
+from dropmuon_optax.wire.ownership import WORK_SHARE, Ownership, own
 from dropmuon_optax.wire.server import EF21State, Server
 from dropmuon_optax.wire.stacks import Selection, Stacks, collect, scatter, select
 
@@ -108,7 +108,7 @@ class _Box:
     momentum_dtype: Any = None
     num_layers: int | None = None
     weight_decay_mask: Any = None
-    work_share: float = 0.25
+    work_share: float = WORK_SHARE
 
     def __post_init__(self) -> None:
         checks.is_momentum("momentum", self.momentum)

@@ -25,6 +25,7 @@ from dropmuon_optax.compressors import Compressor, Identity
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.leaves import AdaptiveRadius, path_of
 from dropmuon_optax.layers.rules import Rules
+from dropmuon_optax.wire.ownership import WORK_SHARE
 from dropmuon_optax.wire.server import EF21State, iterate
 
 
@@ -134,7 +135,7 @@ def ef21_muon(
         initial=initial,
         momentum_dtype=momentum_dtype,
         num_layers=num_layers,
-        work_share=0.25 if work_share is None else work_share,
+        work_share=WORK_SHARE if work_share is None else work_share,
         weight_decay_mask=weight_decay_mask,
         key=key,
     )

@@ -7,7 +7,7 @@ from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.rules import Rules, check_rules
 from dropmuon_optax.wire.messages import letters
-from dropmuon_optax.wire.ownership import own
+from dropmuon_optax.wire.ownership import WORK_SHARE, own
 from dropmuon_optax.wire.stacks import select
 
 
@@ -18,7 +18,7 @@ def describe_owners(
     server_compressor: Compressor | Rules | None = None,
     *,
     num_workers: int,
-    work_share: float = 0.25,
+    work_share: float = WORK_SHARE,
 ) -> str:
     """Prints the stacks of `ef21_muon` and what its letters hold, and fill up.
 

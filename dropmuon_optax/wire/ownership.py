@@ -32,6 +32,7 @@ from dropmuon_optax.norms import Norm, unscaled
 from dropmuon_optax.wire.balance import Lot, places, share_out
 from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
+WORK_SHARE = 0.25  # of what owners are balanced by: the oracle's work, beside bytes
 MIN_BLOCK = 4096  # entries; a smaller block isn't worth its place in a stack
 BLOCKS_EACH = (1, 2, 4, 8)  # of a matrix that is cut, for each owner
 WELL = 1.02  # shares that cost so many times the least are as good as it gets
@@ -107,7 +108,7 @@ def own(
     worker_compressor: Compressor | Rules,
     server_compressor: Compressor | Rules | None,
     weight_decay_mask: Any = None,
-    work_share: float = 0.25,
+    work_share: float = WORK_SHARE,
 ) -> Ownership:
     """The stacks of a tree of parameters, and who owns what.
 
