@@ -171,7 +171,7 @@ def _indices_by_order(
     """The index of each leaf's layer, from the expressions' matches."""
     if patterns is None:
         return [None] * len(paths)
-    places = [_place(patterns, path) for path in paths]
+    places = [_place(patterns, path, paths) for path in paths]
     counts = [1] * len(patterns)
     numbers: list[dict[int, int]] = [{} for _ in patterns]
     for entry, pattern in enumerate(patterns):
@@ -190,7 +190,9 @@ def _indices_by_order(
     return [starts[entry] + numbers[entry][number] for entry, number in places]
 
 
-def _place(patterns: list[re.Pattern[str]], path: str) -> tuple[int, int]:
+def _place(
+    patterns: list[re.Pattern[str]], path: str, paths: list[str]
+) -> tuple[int, int]:
     """(which expression matches the path first, the number it captures or 0)."""
     for entry, pattern in enumerate(patterns):
         match = pattern.search(path)
@@ -202,7 +204,15 @@ def _place(patterns: list[re.Pattern[str]], path: str) -> tuple[int, int]:
                     f"{pattern.pattern!r} for {path!r}"
                 )
             return entry, int(group)
-    raise ValueError(f"`order` must match every leaf, got none for {path!r}")
+    raise ValueError(
+        f"`order` must match every leaf, got none for {path!r}{_dead(patterns, paths)}"
+    )
+
+
+def _dead(patterns: list[re.Pattern[str]], paths: list[str]) -> str:
+    """The expressions that match nothing, for a message: a typo is among them."""
+    dead = [each.pattern for each in patterns if not any(map(each.search, paths))]
+    return f"; no leaf matches {dead}" if dead else ""
 
 
 def _norms_by_rules(
@@ -225,9 +235,10 @@ def _norms_by_rules(
         elif _masked(value):
             continue
         elif rest is None:
+            dead = _dead([rule[0] for rule in rules], [path_of(k) for k, _ in flat])
             raise ValueError(
-                f"`geometry` must match every leaf, got none for {path!r}; its last "
-                "entry may be a default, such as `dm.muon_geometry`"
+                f"`geometry` must match every leaf, got none for {path!r}{dead}; its "
+                "last entry may be a default, such as `dm.muon_geometry`"
             )
         else:
             try:
