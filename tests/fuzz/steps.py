@@ -318,7 +318,11 @@ def _momentum(state: Any) -> list[Any]:
 
 def wrong_leaves(case: Any) -> list[str]:
     """Paths of leaves that have to be refused."""
-    return [path for path, leaf in paths(case.tree).items() if _is_wrong(case, leaf)]
+    flat = paths(case.tree)
+    wrong = [path for path, leaf in flat.items() if _is_wrong(case, leaf)]
+    if case.family == "drop_muon" and not wrong:
+        return list(flat) if not sum(leaf.num_layers for leaf in flat.values()) else []
+    return wrong
 
 
 def _is_wrong(case: Any, leaf: Gradients) -> bool:
