@@ -258,11 +258,12 @@ def _fixed_step(norm: Norm, g: Array, radius: Array) -> Array:
 def _adaptive_step(norm: Norm, g: Array, l0: Array, l1: Array) -> Array:
     """t·(−LMO) with t = ‖g‖⋆/(L⁰ + L¹‖g‖⋆) (Gluon, Theorem 1).
 
-    In the form that can't overflow, t = 1/(L⁰/‖g‖⋆ + L¹).
+    In the form t = 1/(L⁰/‖g‖⋆ + L¹), with ‖g‖⋆ = s·‖g/s‖⋆, which may itself be larger
+    than the largest number, or smaller than the smallest.
     """
-    wide = g.astype(l0.dtype)
-    step = -norm.lmo(wide)
-    dual = jnp.sum(wide * step)
+    unit, scale = linalg.unit_scale(g.astype(l0.dtype))
+    step = -norm.lmo(unit)
+    dual = jnp.sum(unit * step)
     zero = (dual == 0).astype(dual.dtype)  # arithmetic: see `linalg.unit_scale`
-    radius = (1 - zero) / (l0 / (dual + zero) + l1 + zero)
+    radius = (1 - zero) / (l0 / (scale + zero) / (dual + zero) + l1 + zero)
     return (radius * step).astype(g.dtype)

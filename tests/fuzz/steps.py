@@ -222,8 +222,11 @@ def check_matrices(
             outcome = "not finite, and says so"
         elif g.size:
             g = np.where(np.abs(g) < smallest, 0.0, g)
-            t = lr * length(known, g, case.radius)
-            if t * entry(known, g.shape) > 0.25 * float(jnp.finfo(dtype).max):
+            radius = length(known, g, case.radius)
+            t = lr * radius
+            if max(t, radius) * entry(known, g.shape) > 0.25 * float(
+                jnp.finfo(dtype).max
+            ):
                 outcome = "beyond its dtype"  # of an adaptive radius alone
                 continue
             decay = lr * case.decay * w if case.decay else np.zeros(w.shape)
