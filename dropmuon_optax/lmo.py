@@ -265,5 +265,8 @@ def _adaptive_step(norm: Norm, g: Array, l0: Array, l1: Array) -> Array:
     step = -norm.lmo(unit)
     dual = jnp.sum(unit * step)
     zero = (dual == 0).astype(dual.dtype)  # arithmetic: see `linalg.unit_scale`
-    radius = (1 - zero) / (l0 / (scale + zero) / (dual + zero) + l1 + zero)
+    # The reciprocal of s, by which XLA divides, is no float where s is among the largest.
+    nudge = 1 - 15 / 16 * (scale > 1).astype(scale.dtype)
+    quotient = l0 * nudge / (dual + zero) / (scale * nudge + zero)
+    radius = (1 - zero) / (quotient + l1 + zero)
     return (radius * step).astype(g.dtype)

@@ -231,6 +231,9 @@ def check_matrices(
                 continue
             decay = lr * case.decay * w if case.decay else np.zeros(w.shape)
             off = np.abs(decay).max() + rounded / eps
+            if not (t and g.any()):
+                claim(np.abs(u + decay).max() <= eps * off, "zero does not go to zero")
+                continue
             slack = eps * (1 + off * known.value(np.ones(g.shape)) / max(t, 1e-30))
             check_step(known, g, -u - decay, t, slack, dtype)
     return outcome
