@@ -265,8 +265,9 @@ def _adaptive_step(norm: Norm, g: Array, l0: Array, l1: Array) -> Array:
     step = -norm.lmo(unit)
     dual = jnp.sum(unit * step)
     zero = (dual == 0).astype(dual.dtype)  # arithmetic: see `linalg.unit_scale`
-    # The reciprocal of s, by which XLA divides, is no float where s is among the largest.
-    nudge = 1 - 15 / 16 * (scale > 1).astype(scale.dtype)
+    # XLA makes a/b/c of it a/(b·c), or a·(1/c): neither may overflow or be flushed.
+    above = (scale > 1).astype(scale.dtype)
+    nudge = 2.0**-32 * above + 2.0**32 * (1 - above)
     quotient = l0 * nudge / (dual + zero) / (scale * nudge + zero)
     radius = (1 - zero) / (quotient + l1 + zero)
     return (radius * step).astype(g.dtype)
