@@ -10,7 +10,7 @@ def statements(source: str) -> dict[int, set[int]]:
     Docstrings, and names that stand alone, are none.
 
     >>> statements('def f(x):\\n    "Says."\\n    if x:\\n        return (1 +\\n  2)')
-    {1: {1}, 3: {3}, 4: {4, 5}}
+    {1: {1, 2}, 3: {3}, 4: {4, 5}}
     """
     found = {}
     for node in _statements(ast.parse(source)):
