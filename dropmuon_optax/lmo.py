@@ -258,11 +258,16 @@ def _fixed_step(norm: Norm, g: Array, radius: Array) -> Array:
 def _adaptive_step(norm: Norm, g: Array, l0: Array, l1: Array) -> Array:
     """t·(−LMO) with t = ‖g‖⋆/(L⁰ + L¹‖g‖⋆) (Gluon, Theorem 1).
 
-    In the form that can't overflow, t = 1/(L⁰/‖g‖⋆ + L¹).
+    In the form t = 1/(L⁰/‖g‖⋆ + L¹), with ‖g‖⋆ = s·‖g/s‖⋆, which may itself be larger
+    than the largest number, or smaller than the smallest.
     """
-    wide = g.astype(l0.dtype)
-    step = -norm.lmo(wide)
-    dual = jnp.sum(wide * step)
+    unit, scale = linalg.unit_scale(g.astype(l0.dtype))
+    step = -norm.lmo(unit)
+    dual = jnp.sum(unit * step)
     zero = (dual == 0).astype(dual.dtype)  # arithmetic: see `linalg.unit_scale`
-    radius = (1 - zero) / (l0 / (dual + zero) + l1 + zero)
+    # XLA makes a/b/c of it a/(b·c), or a·(1/c): neither may overflow or be flushed.
+    above = (scale > 1).astype(scale.dtype)
+    nudge = 2.0**-32 * above + 2.0**32 * (1 - above)
+    quotient = l0 * nudge / (dual + zero) / (scale * nudge + zero)
+    radius = (1 - zero) / (quotient + l1 + zero)
     return (radius * step).astype(g.dtype)

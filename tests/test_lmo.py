@@ -158,6 +158,17 @@ def test_adaptive_radius_at_the_ends_of_the_range():
         np.testing.assert_allclose(step, expected * (8 if g == 1e-30 else 1), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("g", "l0", "l1", "expected"),
+    [(3e38, 100.0, 0.0, 3e36 * 8**0.5), (2e-38, 0.0, 0.5, 2.0)],
+)
+def test_adaptive_radius_of_gradients_whose_dual_norm_has_no_float(g, l0, l1, expected):
+    """8 entries: ‖g‖⋆ = √8·g, which is too large, or of products that are too small."""
+    layers = layers_of(dm.Layer(0, dm.norms.Frobenius(), dm.AdaptiveRadius(l0, l1)))
+    step = update(layers, {"w": jnp.full((2, 4), g)})["w"]
+    np.testing.assert_allclose(step, np.full((2, 4), expected / 8**0.5), rtol=1e-5)
+
+
 @pytest.mark.usefixtures("without_type_checks")
 def test_leaves_that_no_oracle_can_move_are_refused_by_name():
     tx = dm.scale_by_lmo(layers_of(dm.Layer(0, None)))

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dropmuon_optax import checks
+from dropmuon_optax import checks, linalg
 from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.parts import TakesActive, check_active, narrow, place, widen
@@ -268,15 +268,15 @@ def _server_lines(
 
 
 def _average(box: _Box, state: EF21State, g: Any, parts: Any) -> Any:
-    """Line 1 of what moves: M_j in its own dtype, averaged in float32."""
+    """Line 1 of what moves: M_j in its own dtype, averaged in float32 or wider."""
     if not box.keeps_momentum:
         return g
     old_weight = box.momentum(state.count) if callable(box.momentum) else box.momentum
     if box.initial == "gradient":
         old_weight = jnp.where(state.count == 0, 0.0, old_weight)
-    a = jnp.asarray(old_weight, jnp.float32)
 
     def lerp(m: Any, new: Any) -> Any:
+        a = jnp.asarray(old_weight, linalg.wide_dtype(m, new))
         wide = a * m.astype(a.dtype) + (1 - a) * new.astype(a.dtype)
         return wide.astype(m.dtype)
 

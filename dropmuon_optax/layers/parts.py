@@ -111,10 +111,10 @@ def place(layers: LayersFn, params: Any, num_layers: int | None = None) -> Place
 
     Raises:
       ValueError: if a leaf's layer has no index, the indices have a gap (unless leaves
-        are masked out), or there are more than `num_layers`.
+        are masked out), there are more than `num_layers`, or none at all.
     """
-    indices, axes = [], []
-    for leaf in join(layers, params):
+    indices, axes, leaves = [], [], join(layers, params)
+    for leaf in leaves:
         if leaf.start is None:
             raise ValueError(
                 f"the leaf {leaf.path!r} must have a layer with an index to be dropped "
@@ -129,6 +129,11 @@ def place(layers: LayersFn, params: Any, num_layers: int | None = None) -> Place
         missing = sorted(set(range(count)) - found)
         raise ValueError(
             f"layer indices must be 0, 1, … without a gap, got none of {missing}"
+        )
+    if leaves and not found and num_layers is None:
+        raise ValueError(
+            f"there must be a layer, got leaves that are stacked over none, such as "
+            f"{leaves[0].path!r} of shape {np.shape(leaves[0].value)}"
         )
     if num_layers is not None:
         checks.positive_int("num_layers", num_layers)

@@ -193,8 +193,9 @@ def _simulated(step: Step, axis_name: str, roles: Any, num_workers: int) -> Step
 
     def mapped(params: Any, state: Any, *batch: Any) -> tuple[Any, ...]:
         _check_batch(batch, num_workers)
+        n = num_workers
         split = jax.tree.map(
-            lambda x: jnp.reshape(x, (num_workers, -1, *jnp.shape(x)[1:])), batch
+            lambda x: jnp.reshape(x, (n, len(x) // n, *jnp.shape(x)[1:])), batch
         )
         run = jax.vmap(
             _with_rest(step),

@@ -680,3 +680,10 @@ def test_a_key_that_is_none_is_refused():
     for key in (jax.random.key(0, impl="rbg"), 0):
         with pytest.raises(ValueError, match="`key` must be one Threefry key"):
             dm.drop_muon(0.1, LAYERS, dm.samplings.Full(), key=key)
+
+
+def test_a_tree_without_a_layer_is_refused_by_name():
+    layer = dm.Stacked(0, dm.norms.RMS(), view=dm.View((), (0,)))
+    tx = dm.drop_muon(1.0, lambda params: {"a": layer}, dm.samplings.Full(), key=KEY)
+    with pytest.raises(ValueError, match=r"stacked over none, such as 'a' of shape"):
+        tx.init({"a": jnp.zeros((0, 4))})

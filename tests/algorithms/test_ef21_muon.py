@@ -572,3 +572,11 @@ def test_a_state_of_other_owners_has_another_name():
     assert set(ours.server.layout) != set(other.server.layout)
     with pytest.raises(ValueError, match="`work_share` must be"):
         make(4, TopK(0.2), work_share=1.5)
+
+
+def test_leaves_without_entries_over_simulated_workers():
+    tx = make(3, TopK(0.5), layers=lambda p: {"a": dm.Layer(0, norms.RMS())})
+    params, grads = {"a": jnp.zeros((0,))}, [{"a": jnp.zeros((3, 0))}]
+    moved, state = steps(tx, grads, params=params)
+    assert moved["a"].shape == (0,)
+    assert state.G_j["a"].shape == (3, 0)

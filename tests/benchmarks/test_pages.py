@@ -19,6 +19,8 @@ from benchmarks.language import sweep_report as lm_sweep_report
 from benchmarks.oracle import __main__ as oracle
 from benchmarks.smoothness import __main__ as smoothness
 from benchmarks.trust import report as trust_report
+from tests.drift import report as drift_report
+from tests.fuzz import report as fuzz_report
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,6 +69,8 @@ PRINTERS = {
     "ef21_muon_losses": ef21_losses_report.tables,
     "oracle": oracle.tables,
     "trust": lambda entries: [trust_report.table(entries)],
+    "trust_drift": lambda entries: [drift_report.table(entries)],
+    "trust_fuzz": lambda entries: [fuzz_report.table(entries)],
 }
 MEASURED = re.compile(
     r"-?\d[\d,.]*(?: \w{1,2}| %)? \(-?\d[\d,.]*(?: \w{1,2}| %)? … "

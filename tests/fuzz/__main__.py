@@ -1,22 +1,20 @@
 """Counts what comes of random cases: `python -m tests.fuzz --cases 10000`.
 
-Every case is judged (see `nouns` and `steps`) and counted by family and outcome; a
-fault is counted by its message, with the first case that shows it.
+Every case is judged (see `nouns`, `steps` and `messages`) and counted by family and
+outcome; a fault is counted by its message, with the first case that shows it.
 """
 
 import argparse
 import collections
-import json
-import os
 import sys
 import time
+from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
 import jaxtyping
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from benchmarks.common import record
+from tests import conftest  # JAX's flags, compiled programs, strict promotion
 from tests.fuzz.cases import STRATEGIES, judge
 
 
@@ -26,11 +24,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--family", choices=[*STRATEGIES, "all"], default="all")
     parser.add_argument("--show", type=int, default=12, help="faults to print")
-    parser.add_argument("--json", help="file to append a line of counts to")
+    parser.add_argument("--json", type=Path, help="file to append a line of counts to")
     options = parser.parse_args()
+    assert conftest.CACHE
     jaxtyping.config.update("jaxtyping_disable", True)
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    line = record.provenance(seed=options.seed)
     counts: collections.Counter = collections.Counter()
     faults: dict[str, list] = {}
     names = list(STRATEGIES) if options.family == "all" else [options.family]
@@ -66,9 +64,10 @@ def main() -> int:
     seconds = time.monotonic() - start
     print(f"{sum(counts.values())} cases, {seconds:.0f} s")
     if options.json:
-        with open(options.json, "a") as file:
-            line = {f"{f}: {o}": n for (f, o), n in sorted(counts.items())}
-            print(json.dumps({"seed": options.seed, **line}), file=file)
+        outcomes: dict[str, dict[str, int]] = {}
+        for (family, outcome), number in sorted(counts.items()):
+            outcomes.setdefault(family, {})[outcome] = number
+        record.append(options.json, {**line, "outcomes": outcomes})
     return 1 if faults else 0
 
 

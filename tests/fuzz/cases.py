@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tests.fuzz.messages import message_cases
 from tests.fuzz.nouns import compressor_cases, norm_cases, sampling_cases
 from tests.fuzz.steps import step_cases
 
@@ -13,6 +14,7 @@ STRATEGIES: dict[str, tuple[Any, int]] = {  # and each one's share
     "compressors": (compressor_cases(), 3),
     "samplings": (sampling_cases(), 1),
     "steps": (step_cases(), 4),
+    "messages": (message_cases(), 1),
 }
 
 

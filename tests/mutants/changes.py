@@ -31,7 +31,7 @@ class Change(NamedTuple):
     """A place in a file and what stands there instead."""
 
     line: int
-    column: int
+    end_line: int
     was: str
     now: str
     source: str  # the whole file, changed
@@ -61,9 +61,8 @@ def changes(source: str) -> Iterator[Change]:
             same = list(_places(other))[number]
             was = ast.unparse(same)
             setattr(same, attribute, value)
-            yield Change(
-                node.lineno, node.col_offset, was, ast.unparse(same), ast.unparse(other)
-            )
+            now, whole = ast.unparse(same), ast.unparse(other)
+            yield Change(node.lineno, node.end_lineno, was, now, whole)
 
 
 def _others(node: Any) -> list[tuple[str, Any]]:

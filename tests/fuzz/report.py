@@ -1,0 +1,26 @@
+"""The table of random cases by what came of them, from result lines."""
+
+import collections
+from typing import Any
+
+OUTCOMES = ("agrees", "not finite, and says so", "zero", "beyond its dtype", "refused")
+HEADER = ("family", "cases", *OUTCOMES, "faults")
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """A row for each family, over the newest run of each seed."""
+    counts: collections.Counter = collections.Counter()
+    for entry in {entry["seed"]: entry for entry in entries}.values():
+        for family, outcomes in entry["outcomes"].items():
+            for outcome, number in outcomes.items():
+                counts[family, outcome] += number
+                counts["all", outcome] += number
+    rows = [HEADER, (":---", *["---:"] * (len(HEADER) - 1))]
+    for family in dict.fromkeys(family for family, _ in sorted(counts, key=_last)):
+        each = [counts[family, outcome] for outcome in (*OUTCOMES, "FAULT")]
+        rows.append((family, *[f"{n:,}" for n in (sum(each), *each)]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _last(key: tuple[str, str]) -> tuple[bool, str]:
+    return key[0] == "all", key[0]
