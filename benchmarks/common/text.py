@@ -204,6 +204,11 @@ def num_starts(shards: Shards, length: int) -> Int[np.ndarray, " S"]:
     counts = np.array([max(0, len(shard) - length) for shard in shards], np.int64)
     if length < 1 or not counts.sum():
         longest = max(map(len, shards), default=0)
+        if longest < 2:
+            raise ValueError(
+                "`shards` must have one of at least 2 tokens, got none longer than "
+                f"{longest}: the text is too short"
+            )
         raise ValueError(
             f"`length` must be between 1 and {longest - 1} (the longest shard has "
             f"{longest} tokens), got {length}"
