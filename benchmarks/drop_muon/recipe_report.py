@@ -87,6 +87,11 @@ def targets_of(entries: list[Entry]) -> list[float]:
     return [round(accuracy, 3) for accuracy in found]
 
 
+def by_method(entries: list[Entry]) -> list[list[Entry]]:
+    """The entries of one method each."""
+    return [chosen(entries, method=name) for name in unique(entries, "method")]
+
+
 def groups(entries: list[Entry]) -> list[list[Entry]]:
     """The entries of one data set and network each."""
     keys = dict.fromkeys((e["dataset"], e["model"]) for e in entries)
@@ -106,8 +111,29 @@ def tables(entries: list[Entry]) -> str:
     return "\n\n".join(parts)
 
 
+def rates_table(entries: list[Entry]) -> str:
+    """Mean ends by learning rate, of runs with one budget; a method's best is bold."""
+    rates = sorted(unique(entries, "learning_rate"))
+    header, rows = ["method", *(f"{rate:g}" for rate in rates)], []
+    for name in unique(entries, "method"):
+        ends = [
+            [run["final_validation_accuracy"] for run in chosen(entries, **setting)]
+            for setting in ({"method": name, "learning_rate": rate} for rate in rates)
+        ]
+        means = [fmean(found) if found else None for found in ends]
+        best = max(mean for mean in means if mean is not None)
+        cells = ["—" if mean is None else report.percent(mean) for mean in means]
+        bold = [mean == best for mean in means]
+        rows.append(
+            [name, *(f"**{c}**" if b else c for c, b in zip(cells, bold, strict=True))]
+        )
+    return report.format_table(header, rows)
+
+
 def table(entries: list[Entry], unit: str) -> str:
     """One row for each method, of runs of one data set and network."""
+    if any(len(unique(runs, "learning_rate")) > 1 for runs in by_method(entries)):
+        return rates_table(entries)
     names = [name for name in unique(entries, "method") if runs_of(entries, name, unit)]
     own = [run for name in names for run in runs_of(entries, name, unit)]
     budgets, targets = sorted(unique(own, "budget_s")), targets_of(entries)
