@@ -59,13 +59,25 @@ def runs_of(entries: list[Entry], method: str, unit: str) -> list[Entry]:
 
 
 def speed_ups(
-    entries: list[Entry], method: str, target: float, unit: str
+    entries: list[Entry], method: str, target: float, unit: str, valued_in: str = ""
 ) -> dict[int, float]:
-    """By seed: full Muon's cost to an accuracy over the method's."""
+    """By seed: full Muon's cost to an accuracy over the method's.
+
+    Args:
+        entries: Of one data set and network.
+        method: Whose.
+        target: The accuracy.
+        unit: That in which all runs got the same.
+        valued_in: That of the costs; empty is `unit`, too.
+    """
     found = {}
     for seed in unique(entries, "seed"):
         own, base = (
-            cost_to(chosen(runs_of(entries, name, unit), seed=seed), target, unit)
+            cost_to(
+                chosen(runs_of(entries, name, unit), seed=seed),
+                target,
+                valued_in or unit,
+            )
             for name in (method, "muon")
         )
         if own is not None and base is not None:
@@ -108,6 +120,8 @@ def tables(entries: list[Entry]) -> str:
             ):
                 title = f"{group[0]['dataset']}, {group[0]['model']}, {WORDS[unit]}"
                 parts.append(f"{title}\n\n{table(group, unit)}")
+        if targets_of(group):
+            parts.append(units_table(group))
     return "\n\n".join(parts)
 
 
@@ -127,6 +141,16 @@ def rates_table(entries: list[Entry]) -> str:
         rows.append(
             [name, *(f"**{c}**" if b else c for c, b in zip(cells, bold, strict=True))]
         )
+    return report.format_table(header, rows)
+
+
+def units_table(entries: list[Entry]) -> str:
+    """Runs at the same time, valued in every unit, to the highest accuracy."""
+    target, rows = targets_of(entries)[-1], []
+    for name in [name for name in unique(entries, "method") if name != "muon"]:
+        found = [speed_ups(entries, name, target, "s", unit) for unit in COSTS]
+        rows.append([name, *(spread(list(x.values())) for x in found)])
+    header = [f"times less than full Muon to {target:.1%}", "time", "FLOPs", "steps"]
     return report.format_table(header, rows)
 
 
