@@ -234,13 +234,23 @@ def measured(folder: Path, preset: str, dataset: str) -> dict[str, Any]:
             f"`{folder / LINES}` must have a line of {preset} and images {shape}; "
             "measure it by `python -m benchmarks.drop_muon.recipe_costs`"
         )
-    steps, kept = {}, {}
-    for entry in found[max(i for i, e in enumerate(found) if not e.get("adds")) :]:
+    first, *rest = found[max(i for i, e in enumerate(found) if not e.get("adds")) :]
+    steps = {kind_in(part): part for part in first["steps"]}
+    kept = {span_in(part): part for part in first["kept"]}
+    for entry in rest:  # beside full Muon's step, at another time
+        full = (e["steps"][0]["step_time_s"]["median"] for e in (first, entry))
+        factor = next(full) / next(full)
         for part in entry["steps"]:
-            steps.setdefault(kind_in(part), part)
+            steps.setdefault(kind_in(part), in_time(part, "step_time_s", factor))
         for part in entry["kept"]:
-            kept.setdefault(span_in(part), part)
-    return {**found[-1], "steps": list(steps.values()), "kept": list(kept.values())}
+            kept.setdefault(span_in(part), in_time(part, "keeping_time_s", factor))
+    return {**first, "steps": list(steps.values()), "kept": list(kept.values())}
+
+
+def in_time(part: dict[str, Any], key: str, factor: float) -> dict[str, Any]:
+    """The part with its quartiles multiplied."""
+    quartiles = {name: factor * part[key][name] for name in QUARTILES}
+    return {**part, key: {**part[key], **quartiles}}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -232,6 +232,13 @@ def test_a_table_is_added_to_and_not_overruled(tmp_path, monkeypatch, capsys):
     assert "keeping 2 layers' outputs from 1's" in out
     assert "keeping 2 layers' outputs |" not in out
     both = recipe_costs.measured(tmp_path, "small", "digits")
+    lines = (tmp_path / recipe_costs.LINES).read_text().splitlines()
+    old, new = map(json.loads, lines)
+    ratio = new["kept"][0]["keeping_time_s"]["median"]
+    ratio /= new["steps"][0]["step_time_s"]["median"]
+    ours = next(x for x in both["kept"] if recipe_costs.span_in(x) == (0, 1))
+    full = old["steps"][0]["step_time_s"]["median"]
+    assert ours["keeping_time_s"]["median"] == pytest.approx(ratio * full)
     assert both["steps"][: len(first["steps"])] == first["steps"]
     assert {recipe_costs.kind_in(step) for step in both["steps"]} == set(
         recipe_costs.all_kinds()
