@@ -4,6 +4,7 @@ Both methods are those of `benchmarks.drop_muon.recipe`: Muon inside `dm.drop_la
 in as many steps as everyone else.
 """
 
+from itertools import combinations
 from statistics import fmean
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ STEPS = recipes.Costs(
         for method in METHODS.values()
         for kind in recipes.kinds(method)
     },
-    dict.fromkeys(range(1, len(cnn.LAYER_ORDER)), 0.0),
+    dict.fromkeys(combinations(range(len(cnn.LAYER_ORDER)), 2), 0.0),
     0,
 )
 

@@ -11,6 +11,7 @@ Expected: from the kept outputs of two layers, a step of conv3 and the head take
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 
 import dropmuon_optax as dm
 from benchmarks.common import record, report, timing
-from benchmarks.common.options import new_parser, positive
+from benchmarks.common.options import new_parser, positive, refusing
 from benchmarks.drop_muon.recipe_steps import (
     KEPT_BATCH,
     Network,
@@ -43,6 +44,7 @@ IMAGE_SHAPES = {
 IN_A_ROW = 8  # steps of a turn: the first finds the caches full of another's arrays
 QUARTILES = ("median", "first", "third")
 LINES = "drop_muon_step_costs.jsonl"
+Span = tuple[int, int]  # outputs of the layers `start`, …, `stop` − 1 are kept
 
 
 def steps_of(network: Network, kind: Kind) -> Any:
@@ -62,30 +64,30 @@ def steps_of(network: Network, kind: Kind) -> Any:
     return step
 
 
-def keeping(network: Network, stop: int) -> Any:
+def keeping(network: Network, start: int, stop: int) -> Any:
     """Keeps the outputs of batches, as `dm.cache_features` does."""
-    x, _ = batch(network, Kind(None), IN_A_ROW * KEPT_BATCH)
-    params, call = first_params(network, 0), jax.jit(prefix(network, stop))
+    x, _ = batch(network, Kind(None, start), IN_A_ROW * KEPT_BATCH)
+    params, call = first_params(network, 0), jax.jit(prefix(network, start, stop))
     kept = np.empty(jax.eval_shape(call, params, x).shape, np.float32)
 
     def keep():
-        for start in range(0, len(x), KEPT_BATCH):
-            part = slice(start, start + KEPT_BATCH)
+        for first in range(0, len(x), KEPT_BATCH):
+            part = slice(first, first + KEPT_BATCH)
             kept[part] = np.asarray(call(params, x[part]))
         return kept
 
     return keep
 
 
-def measure(network: Network, num_rounds: int) -> dict[str, Any]:
-    """What all steps of all methods cost, by the clock and in FLOPs."""
-    needed = list(dict.fromkeys(k for m in METHODS.values() for k in kinds(m)))
+def measure(
+    network: Network, needed: list[Kind], spans: list[Span], num_rounds: int
+) -> dict[str, Any]:
+    """What steps cost, and keeping outputs, by the clock and in FLOPs."""
     calls = {str(kind): steps_of(network, kind) for kind in needed}
-    stops = sorted({kind.start for kind in needed} - {0})
-    calls |= {f"keep {stop}": keeping(network, stop) for stop in stops}
+    calls |= {f"keep {span}": keeping(network, *span) for span in spans}
     times, _ = timing.time_paired(calls, num_runs=num_rounds)
     times = {name: per_step(measured) for name, measured in times.items()}
-    params, (x, _) = first_params(network, 0), batch(network, Kind(None), KEPT_BATCH)
+    params = first_params(network, 0)
     steps = [
         {
             **kind._asdict(),
@@ -96,17 +98,31 @@ def measure(network: Network, num_rounds: int) -> dict[str, Any]:
         }
         for kind in needed
     ]
-    kept = [
-        {
-            "num_layers_kept": stop,
-            "batch_size": KEPT_BATCH,
-            "keeping_time_s": times[f"keep {stop}"],
-            "num_flops": dm.count_flops(prefix(network, stop), params, x),
-            "num_bytes": jax.eval_shape(prefix(network, stop), params, x).size * 4,
-        }
-        for stop in stops
-    ]
+    kept = []
+    for start, stop in spans:
+        x, _ = batch(network, Kind(None, start), KEPT_BATCH)
+        run = prefix(network, start, stop)
+        kept.append(
+            {
+                "num_layers_known": start,
+                "num_layers_kept": stop,
+                "batch_size": KEPT_BATCH,
+                "keeping_time_s": times[f"keep {(start, stop)}"],
+                "num_flops": dm.count_flops(run, params, x),
+                "num_bytes": jax.eval_shape(run, params, x).size * 4,
+            }
+        )
     return {"steps": steps, "kept": kept}
+
+
+def all_kinds() -> list[Kind]:
+    """All steps of all methods; full Muon's is the first."""
+    return list(dict.fromkeys(k for m in METHODS.values() for k in kinds(m)))
+
+
+def all_spans() -> list[Span]:
+    """From which layers' outputs, or images, to which outputs may be kept."""
+    return list(itertools.combinations(sorted({k.start for k in all_kinds()}), 2))
 
 
 def per_step(measured: timing.Quartiles) -> dict[str, float]:
@@ -122,15 +138,27 @@ def costs(entry: dict[str, Any], unit: str) -> Costs:
         values = {"s": found[time]["median"], "FLOPs": found[flops], "steps": step}
         return values[unit]
 
-    step, kept = {}, {}
-    for found in entry["steps"]:
-        active = None if found["active"] is None else tuple(found["active"])
-        kind = Kind(active, *(found[name] for name in Kind._fields[1:]))
-        step[kind] = of(found, "step_time_s", "num_flops_per_step", 1.0)
-    for found in entry["kept"]:
-        whole = of(found, "keeping_time_s", "num_flops", 0.0)
-        kept[found["num_layers_kept"]] = whole / found["batch_size"]
+    step = {
+        kind_in(found): of(found, "step_time_s", "num_flops_per_step", 1.0)
+        for found in entry["steps"]
+    }
+    kept = {
+        span_in(found): of(found, "keeping_time_s", "num_flops", 0.0)
+        / found["batch_size"]
+        for found in entry["kept"]
+    }
     return Costs(step, kept, 2 * KEPT_BATCH)
+
+
+def kind_in(found: dict[str, Any]) -> Kind:
+    """Which step a part of a line is about."""
+    active = None if found["active"] is None else tuple(found["active"])
+    return Kind(active, *(found[name] for name in Kind._fields[1:]))
+
+
+def span_in(found: dict[str, Any]) -> Span:
+    """Which layers are run to keep outputs; the first lines knew of images alone."""
+    return found.get("num_layers_known", 0), found["num_layers_kept"]
 
 
 def table(entry: dict[str, Any]) -> str:
@@ -162,7 +190,7 @@ def table(entry: dict[str, Any]) -> str:
         flops = share * found["num_flops"]
         rows.append(
             [
-                f"keeping {found['num_layers_kept']} layers' outputs",
+                kept_name(found),
                 str(first["batch_size"]),
                 f"{report.seconds(share * time['median'])} ({spread})",
                 f"{share * time['median'] / full_s:.2f}",
@@ -183,8 +211,14 @@ def name_of(found: dict[str, Any]) -> str:
     return f"from {first}{kept}"
 
 
+def kept_name(found: dict[str, Any]) -> str:
+    """What is kept, in words."""
+    known, stop = span_in(found)
+    return f"keeping {stop} layers' outputs" + (f" from {known}'s" if known else "")
+
+
 def measured(folder: Path, preset: str, dataset: str) -> dict[str, Any]:
-    """The last line for a network and images of this shape.
+    """The last line for a network and images of this shape, and what later ones add.
 
     Raises:
         ValueError: If there is none.
@@ -200,7 +234,23 @@ def measured(folder: Path, preset: str, dataset: str) -> dict[str, Any]:
             f"`{folder / LINES}` must have a line of {preset} and images {shape}; "
             "measure it by `python -m benchmarks.drop_muon.recipe_costs`"
         )
-    return found[-1]
+    first, *rest = found[max(i for i, e in enumerate(found) if not e.get("adds")) :]
+    steps = {kind_in(part): part for part in first["steps"]}
+    kept = {span_in(part): part for part in first["kept"]}
+    for entry in rest:  # beside full Muon's step, at another time
+        full = (e["steps"][0]["step_time_s"]["median"] for e in (first, entry))
+        factor = next(full) / next(full)
+        for part in entry["steps"]:
+            steps.setdefault(kind_in(part), in_time(part, "step_time_s", factor))
+        for part in entry["kept"]:
+            kept.setdefault(span_in(part), in_time(part, "keeping_time_s", factor))
+    return {**first, "steps": list(steps.values()), "kept": list(kept.values())}
+
+
+def in_time(part: dict[str, Any], key: str, factor: float) -> dict[str, Any]:
+    """The part with its quartiles multiplied."""
+    quartiles = {name: factor * part[key][name] for name in QUARTILES}
+    return {**part, key: {**part[key], **quartiles}}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -209,18 +259,30 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", choices=list(IMAGE_SHAPES), default="cifar10")
     parser.add_argument("--model", choices=list(cnn.PRESETS), default="small")
     parser.add_argument("--rounds", type=positive, default=30)
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="measure only what the lines in the folder lack, beside full Muon's step",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parse(arguments)
-    shape = IMAGE_SHAPES[options.data]
+    shape, needed, spans = IMAGE_SHAPES[options.data], all_kinds(), all_spans()
+    if options.add:
+        with refusing("drop_muon.recipe_costs"):
+            known = measured(options.output, options.model, options.data)
+        steps, kept = map(kind_in, known["steps"]), map(span_in, known["kept"])
+        needed = needed[:1] + sorted(set(needed) - set(steps), key=needed.index)
+        spans = sorted(set(spans) - set(kept))
     entry: dict[str, Any] = {
         "benchmark": "drop_muon_step_costs",
         "model": options.model,
         "image_shape": shape,
-        **measure(new_network(options.model, shape), options.rounds),
+        **({"adds": True} if options.add else {}),
+        **measure(new_network(options.model, shape), needed, spans, options.rounds),
         **record.provenance(seed=0),
     }
     record.append(options.output / LINES, entry)

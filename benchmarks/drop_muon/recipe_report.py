@@ -59,13 +59,25 @@ def runs_of(entries: list[Entry], method: str, unit: str) -> list[Entry]:
 
 
 def speed_ups(
-    entries: list[Entry], method: str, target: float, unit: str
+    entries: list[Entry], method: str, target: float, unit: str, valued_in: str = ""
 ) -> dict[int, float]:
-    """By seed: full Muon's cost to an accuracy over the method's."""
+    """By seed: full Muon's cost to an accuracy over the method's.
+
+    Args:
+        entries: Of one data set and network.
+        method: Whose.
+        target: The accuracy.
+        unit: That in which all runs got the same.
+        valued_in: That of the costs; empty is `unit`, too.
+    """
     found = {}
     for seed in unique(entries, "seed"):
         own, base = (
-            cost_to(chosen(runs_of(entries, name, unit), seed=seed), target, unit)
+            cost_to(
+                chosen(runs_of(entries, name, unit), seed=seed),
+                target,
+                valued_in or unit,
+            )
             for name in (method, "muon")
         )
         if own is not None and base is not None:
@@ -87,6 +99,11 @@ def targets_of(entries: list[Entry]) -> list[float]:
     return [round(accuracy, 3) for accuracy in found]
 
 
+def by_method(entries: list[Entry]) -> list[list[Entry]]:
+    """The entries of one method each."""
+    return [chosen(entries, method=name) for name in unique(entries, "method")]
+
+
 def groups(entries: list[Entry]) -> list[list[Entry]]:
     """The entries of one data set and network each."""
     keys = dict.fromkeys((e["dataset"], e["model"]) for e in entries)
@@ -103,11 +120,44 @@ def tables(entries: list[Entry]) -> str:
             ):
                 title = f"{group[0]['dataset']}, {group[0]['model']}, {WORDS[unit]}"
                 parts.append(f"{title}\n\n{table(group, unit)}")
+        if targets_of(group):
+            parts.append(units_table(group))
     return "\n\n".join(parts)
+
+
+def rates_table(entries: list[Entry]) -> str:
+    """Mean ends by learning rate, of runs with one budget; a method's best is bold."""
+    rates = sorted(unique(entries, "learning_rate"))
+    header, rows = ["method", *(f"{rate:g}" for rate in rates)], []
+    for name in unique(entries, "method"):
+        ends = [
+            [run["final_validation_accuracy"] for run in chosen(entries, **setting)]
+            for setting in ({"method": name, "learning_rate": rate} for rate in rates)
+        ]
+        means = [fmean(found) if found else None for found in ends]
+        best = max(mean for mean in means if mean is not None)
+        cells = ["—" if mean is None else report.percent(mean) for mean in means]
+        bold = [mean == best for mean in means]
+        rows.append(
+            [name, *(f"**{c}**" if b else c for c, b in zip(cells, bold, strict=True))]
+        )
+    return report.format_table(header, rows)
+
+
+def units_table(entries: list[Entry]) -> str:
+    """Runs at the same time, valued in every unit, to the highest accuracy."""
+    target, rows = targets_of(entries)[-1], []
+    for name in [name for name in unique(entries, "method") if name != "muon"]:
+        found = [speed_ups(entries, name, target, "s", unit) for unit in COSTS]
+        rows.append([name, *(spread(list(x.values())) for x in found)])
+    header = [f"times less than full Muon to {target:.1%}", "time", "FLOPs", "steps"]
+    return report.format_table(header, rows)
 
 
 def table(entries: list[Entry], unit: str) -> str:
     """One row for each method, of runs of one data set and network."""
+    if any(len(unique(runs, "learning_rate")) > 1 for runs in by_method(entries)):
+        return rates_table(entries)
     names = [name for name in unique(entries, "method") if runs_of(entries, name, unit)]
     own = [run for name in names for run in runs_of(entries, name, unit)]
     budgets, targets = sorted(unique(own, "budget_s")), targets_of(entries)

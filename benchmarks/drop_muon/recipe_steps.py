@@ -105,9 +105,9 @@ def batch(network: Network, kind: Kind, num_samples: int) -> tuple[Any, Any]:
     return x, np.arange(num_samples, dtype=np.int32) % 10
 
 
-def prefix(network: Network, stop: int) -> Any:
-    """(params, images) -> outputs of the first layers."""
-    return partial(network.apply, stop=stop)
+def prefix(network: Network, start: int, stop: int) -> Any:
+    """(params, x) -> outputs of the layers `start`, …, `stop` − 1."""
+    return partial(network.apply, start=start, stop=stop)
 
 
 def compile_all(network: Network, plan: Plan) -> list[timing.Program]:
@@ -137,12 +137,17 @@ def training(
     state = [params, init_state(plan.parts[0].kinds[0], params)]
     state = timing.copied(state)
     order = sample_order(len(dataset.train_labels), seed)
+    pool, kept = np.zeros(0, np.int64), np.zeros(0)
     for part in plan.parts:
         images, labels, ids = dataset.train_images, dataset.train_labels, order
         if part.num_kept:
-            pool = np.fromiter(itertools.islice(order, part.num_kept), np.int64)
-            images = keep(network, plan, part, state[0], images[pool])
-            labels, ids = labels[pool], sample_order(part.num_kept, seed)
+            count = part.num_kept - part.num_known
+            new = np.fromiter(itertools.islice(order, count), np.int64)
+            inputs = [kept[: part.num_known], images[new]]
+            kept = keep(network, plan, part, state[0], inputs)
+            pool = np.concatenate([pool[: part.num_known], new])
+            images, labels = kept, labels[pool]
+            ids = sample_order(part.num_kept, seed)
         for step, kind in enumerate(part.kinds, part.first_step):
             chosen = list(itertools.islice(ids, kind.batch_size))
             own = np.array(rates(method, plan.progress[step]), np.float32)
@@ -153,15 +158,29 @@ def training(
 
 
 def keep(
-    network: Network, plan: Plan, part: Part, params: Any, images: np.ndarray
+    network: Network, plan: Plan, part: Part, params: Any, inputs: list[np.ndarray]
 ) -> np.ndarray:
-    """The settled layers' outputs of the samples that a part reads."""
-    return dm.cache_features(
-        prefix(network, part.kinds[0].start),
-        params,
-        images,
-        layers=cnn.muon_layers(),
-        sampling=plan.sampling,
-        step=part.first_step,
-        batch_size=KEPT_BATCH,
-    )
+    """The settled layers' outputs of the samples that a part reads.
+
+    Args:
+        network: Its layers up to `part.stop` have settled.
+        plan: Which says so.
+        part: Of the plan.
+        params: The weights.
+        inputs: What each of `part.sources()` begins with: outputs that were kept
+            before, and images; there may be none of either.
+    """
+    inputs = [x for x in inputs if len(x)]
+    parts = [
+        dm.cache_features(
+            prefix(network, start, stop),
+            params,
+            x,
+            layers=cnn.muon_layers(),
+            sampling=plan.sampling,
+            step=part.first_step,
+            batch_size=KEPT_BATCH,
+        )
+        for ((start, stop), _), x in zip(part.sources(), inputs, strict=True)
+    ]
+    return np.concatenate(parts)

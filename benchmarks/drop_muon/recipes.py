@@ -9,6 +9,7 @@ From the stage on in which the first layers have settled for good, steps may sta
 their kept outputs (`dm.cache_features`); filling is paid for out of the same budget.
 """
 
+import bisect
 import itertools
 from typing import NamedTuple
 
@@ -37,8 +38,10 @@ class Method(NamedTuple):
     stages: tuple[Stage, ...]
     learning_rate: float = 0.02  # at the start
     batch_size: int = BATCH_SIZE
-    # Full Muon, of which layer i's rate falls to 0 at this share of the budget.
+    # The share of the budget at which layer i's rate has fallen to 0.
     rate_ends: tuple[float, ...] = (1.0,) * NUM_LAYERS
+    # Up to this share of its layer's time a rate is constant; then it falls linearly.
+    hold: float = 0.0
 
 
 class Kind(NamedTuple):
@@ -98,13 +101,17 @@ class Costs(NamedTuple):
     """What steps and kept samples cost, in the unit of a budget."""
 
     step: dict[Kind, float]
-    kept_sample: dict[int, float]  # number of settled layers -> of one sample
+    # The layers `start`, …, `stop` − 1 -> of keeping one sample's outputs of the last.
+    kept_sample: dict[tuple[int, int], float]
     # `dm.cache_features` runs its first batch twice more, to see that it may be kept.
     num_checked: int
 
-    def of_keeping(self, num_layers: int, num_samples: int) -> float:
-        """What it costs to keep the outputs of so many layers and samples."""
-        return (num_samples + self.num_checked) * self.kept_sample[num_layers]
+    def of_keeping(self, part: "Part") -> float:
+        """What it costs to keep the outputs that a part reads."""
+        total = 0.0
+        for (start, stop), num_samples in part.sources():
+            total += (num_samples + self.num_checked) * self.kept_sample[start, stop]
+        return total
 
 
 class Part(NamedTuple):
@@ -112,7 +119,17 @@ class Part(NamedTuple):
 
     first_step: int
     kinds: list[Kind]  # of its steps
-    num_kept: int  # samples whose features are kept; 0: none
+    stop: int = 0  # the outputs of so many layers are kept
+    num_kept: int = 0  # of so many samples; 0: none
+    # Samples among them of which the part before kept outputs, of so many layers.
+    num_known: int = 0
+    known_stop: int = 0
+
+    def sources(self) -> list[tuple[tuple[int, int], int]]:
+        """(start, stop) -> samples whose outputs are computed by these layers."""
+        known = ((self.known_stop, self.stop), self.num_known)
+        new = ((0, self.stop), self.num_kept - self.num_known)
+        return [source for source in (known, new) if source[1]]
 
 
 class Plan(NamedTuple):
@@ -161,20 +178,14 @@ def plan(
     parts, progress, stages = [], [], []
     for stage in method.stages:
         end += stage.share * budget
-        settled, num_kept = stage.sampling.settled(NUM_LAYERS, step), 0
+        part = Part(step, [])
         if stage.passes:
-            kind = kind_of(method, stage.sampling.always(NUM_LAYERS), settled)
-            per_sample = stage.passes * costs.step[kind] / method.batch_size
-            per_sample += costs.kept_sample[settled]
-            checked = costs.of_keeping(settled, 0)
-            num_kept = int((end - spent - checked) / per_sample)
-            num_kept = min(max(num_kept, method.batch_size), num_samples)
-            num_kept -= num_kept % method.batch_size
-            spent += costs.of_keeping(settled, num_kept)
-        part = Part(step, [], num_kept)
+            before = parts[-1] if parts else part
+            part = keeping(method, stage, part, before, end - spent, costs, num_samples)
+            spent += costs.of_keeping(part)
         for count in itertools.count(step):
             active = dm.active_layers(stage.sampling, NUM_LAYERS, key, count)
-            kind = kind_of(method, active, settled if num_kept else 0)
+            kind = kind_of(method, active, part.stop)
             if part.kinds and spent + costs.step[kind] > end:
                 break
             part.kinds.append(kind)
@@ -187,9 +198,41 @@ def plan(
     return Plan(sampling, parts, progress, spent)
 
 
+def keeping(
+    method: Method,
+    stage: Stage,
+    part: Part,
+    before: Part,
+    budget: float,
+    costs: Costs,
+    num_samples: int,
+) -> Part:
+    """The part with as many kept samples as a budget can keep and read.
+
+    Samples of which the part before kept outputs come first: they go on from there.
+    """
+    stop = stage.sampling.settled(NUM_LAYERS, part.first_step)
+    kind = kind_of(method, stage.sampling.always(NUM_LAYERS), stop)
+    reading = stage.passes * costs.step[kind] / method.batch_size
+
+    def kept(num_kept: int) -> Part:
+        num_known = min(num_kept, before.num_kept)
+        stops = before.stop if num_known else 0
+        return part._replace(
+            stop=stop, num_kept=num_kept, num_known=num_known, known_stop=stops
+        )
+
+    counts = range(method.batch_size, num_samples + 1, method.batch_size)
+    fitting = bisect.bisect_right(
+        counts, budget, key=lambda n: n * reading + costs.of_keeping(kept(n))
+    )
+    return kept(counts[max(fitting, 1) - 1])
+
+
 def rates(method: Method, progress: float) -> list[float]:
-    """Of each layer, the share of the learning rate: linear, to 0 at its end."""
-    return [max(0.0, 1 - progress / end) for end in method.rate_ends]
+    """Of each layer, the share of the learning rate: to 0 at its end."""
+    left = [max(0.0, 1 - progress / end) for end in method.rate_ends]
+    return [min(1.0, share / (1 - method.hold)) for share in left]
 
 
 def cost(plan: Plan, costs: Costs) -> float:
@@ -197,6 +240,5 @@ def cost(plan: Plan, costs: Costs) -> float:
     total = 0.0
     for part in plan.parts:
         total += sum(costs.step[kind] for kind in part.kinds)
-        if part.num_kept:
-            total += costs.of_keeping(part.kinds[0].start, part.num_kept)
+        total += costs.of_keeping(part)
     return total

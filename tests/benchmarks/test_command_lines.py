@@ -57,6 +57,7 @@ PROGRAMS = {
     },
     "drop_muon.recipe_costs": {
         "--data": CHOICE, "--model": CHOICE, "--rounds": POSITIVE, "--output": FOLDER,
+        "--add": [],
     },
     "drop_muon.cost": {
         "--model": CHOICE, "--batch-size": POSITIVE, "--rounds": POSITIVE,

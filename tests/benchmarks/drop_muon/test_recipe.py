@@ -28,7 +28,8 @@ def made_up(method):
         kind: float(sum(kind.active or (True,) * 4) + 4 - kind.start)
         for kind in recipes.kinds(method)
     }
-    return recipes.Costs(step, {1: 0.01, 2: 0.02}, num_checked=10)
+    kept = {(0, 1): 0.01, (0, 2): 0.02, (1, 2): 0.01}
+    return recipes.Costs(step, kept, num_checked=10)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -62,11 +63,56 @@ def test_no_more_samples_are_kept_than_there_are():
     assert [part.num_kept for part in plan.parts] == [0, 320, 320]
 
 
+def test_kept_outputs_go_on_from_those_kept_before_and_cost_what_is_left():
+    method = METHODS["freeze_and_keep"]
+    costs = made_up(method)
+    second, third = recipes.plan(method, 2000.0, costs, 50_000, seed=0).parts[1:]
+    assert second.sources() == [((0, 1), second.num_kept)]
+    new = third.num_kept - second.num_kept
+    assert third.sources() == [((1, 2), second.num_kept), ((0, 2), new)]
+    assert new > 0
+    paid = 0.01 * (second.num_kept + 10) + 0.02 * (new + 10)
+    assert costs.of_keeping(third) == pytest.approx(paid)
+    few = recipes.plan(method, 2000.0, costs, num_samples=64, seed=0).parts[2]
+    assert few.sources() == [((1, 2), 64)]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_outputs_kept_in_two_goes_are_those_of_the_samples_read(network, monkeypatch):
+    dataset = data.head(data.load("digits"), 256)
+    method = METHODS["freeze_and_keep"]
+    plan = recipes.plan(method, 150.0, made_up(method), 256, seed=0)
+    assert 0 < plan.parts[2].num_known < plan.parts[2].num_kept
+    seen, program = [], recipe_steps.program
+
+    def watched(network, kind):
+        def call(params, state, rates, x, y):
+            seen.append((kind.start, jax.tree.map(np.asarray, params), x, y))
+            return program(network, kind).call(params, state, rates, x, y)
+
+        return program(network, kind)._replace(call=call)
+
+    monkeypatch.setattr(recipe_steps, "program", watched)
+    params = recipe_steps.first_params(network, 0)
+    list(recipe_steps.training(network, dataset, params, method, plan, 0))
+    for start in (1, 2):
+        _, frozen, x, y = next(s for s in reversed(seen) if s[0] == start)
+        outputs = network.apply(frozen, dataset.train_images, stop=start)
+        for own, label in zip(x, y, strict=True):
+            gaps = np.abs(np.asarray(outputs) - own).max(axis=(1, 2, 3))
+            assert gaps.min() < 1e-5
+            assert dataset.train_labels[gaps.argmin()] == label
+
+
 def test_rates_of_layers_fall_to_zero_where_the_recipe_freezes_them():
     method = METHODS["muon_early_decay"]
     assert recipes.rates(method, 0.0) == [1.0] * 4
     np.testing.assert_allclose(recipes.rates(method, 0.2), [0.0, 0.5, 0.8, 0.8])
     assert recipes.rates(METHODS["muon"], 0.25) == [0.75] * 4
+    held = METHODS["muon"]._replace(rate_ends=(0.5, 1.0, 1.0, 1.0), hold=0.6)
+    assert recipes.rates(held, 0.3) == [1.0] * 4
+    np.testing.assert_allclose(recipes.rates(held, 0.4), [0.5, 1.0, 1.0, 1.0])
+    np.testing.assert_allclose(recipes.rates(held, 0.8), [0.0, 0.5, 0.5, 0.5])
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +215,34 @@ def test_speed_ups_are_of_one_seed():
     found = recipe_report.speed_ups(entries, "ours", 0.65, "s")
     assert found == {0: pytest.approx(2.0)}
     assert recipe_report.speed_ups(entries, "ours", 0.6, "s") == {}  # a bound alone
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_table_is_added_to_and_not_overruled(tmp_path, monkeypatch, capsys):
+    measure = ["--data", "digits", "--rounds", "1", "--output", str(tmp_path)]
+    only = {name: METHODS[name] for name in ("muon", "freeze_later")}
+    monkeypatch.setattr(recipe_costs, "METHODS", only)
+    assert recipe_costs.main(measure) == 0
+    first = recipe_costs.measured(tmp_path, "small", "digits")
+    monkeypatch.setattr(recipe_costs, "METHODS", METHODS)
+    assert recipe_costs.main([*measure, "--add"]) == 0
+    out = capsys.readouterr().out.rpartition("| step ")[2]
+    assert "all (full Muon)" in out
+    assert "from conv2, 1 kept" in out
+    assert "keeping 2 layers' outputs from 1's" in out
+    assert "keeping 2 layers' outputs |" not in out
+    both = recipe_costs.measured(tmp_path, "small", "digits")
+    lines = (tmp_path / recipe_costs.LINES).read_text().splitlines()
+    old, new = map(json.loads, lines)
+    ratio = new["kept"][0]["keeping_time_s"]["median"]
+    ratio /= new["steps"][0]["step_time_s"]["median"]
+    ours = next(x for x in both["kept"] if recipe_costs.span_in(x) == (0, 1))
+    full = old["steps"][0]["step_time_s"]["median"]
+    assert ours["keeping_time_s"]["median"] == pytest.approx(ratio * full)
+    assert both["steps"][: len(first["steps"])] == first["steps"]
+    assert {recipe_costs.kind_in(step) for step in both["steps"]} == set(
+        recipe_costs.all_kinds()
+    )
 
 
 def test_without_a_table_of_costs_nothing_runs(tmp_path, capsys):
