@@ -26,7 +26,7 @@ from benchmarks.models import nanogpt
 
 FREEZE_FROM = 0.75  # of the steps, by `staged`
 OUTPUTS = r"(out|down)/kernel$"  # what the two branches of a block end in
-PERIOD = 2  # of spectral steps, by `lion_muon`
+PERIOD = 2  # of spectral steps, by `alternating`
 
 SamplingOf = Callable[[Model, Plan], dm.samplings.Sampling]
 
@@ -121,7 +121,11 @@ def read_growth(
 
 
 def dropping(
-    sampling_of: SamplingOf, model: Model, *, around: bool = False, lion: bool = False
+    sampling_of: SamplingOf,
+    model: Model,
+    *,
+    around: bool = False,
+    oracles: dm.samplings.Sampling | None = None,
 ) -> Method:
     """Drop-Muon, its backpropagation cut where it may be.
 
@@ -129,13 +133,14 @@ def dropping(
         sampling_of: (model, plan) -> sampling.
         model: What to train.
         around: Whether gradients go around blocks that don't move, not through them.
-        lion: Whether layers outside of the set take a sign step of their momentum.
+        oracles: Which of the layers that move do so by the oracle of their norm; the
+            others take a sign step of their momentum. None is all.
     """
     num_layers = len(nanogpt.layer_order(model.config))
     sampling = cache(partial(sampling_of, model))
     key_of = cache(jax.random.key)  # the same object, so that it is fetched once
     any_key = key_of(0)  # drawn here: not inside the trace of a step
-    outside = model.sign_layers if lion else None
+    outside = None if oracles is None else model.sign_layers
 
     def transformation(rate: Any, key: jax.Array):
         # The set is given at every step: this sampling is never drawn from.
@@ -153,11 +158,12 @@ def dropping(
         return optax.apply_updates(params, updates), state, loss
 
     def sets_at(plan: Plan, step: int) -> Sets:
-        where = sampling(plan), num_layers, key_of(plan.seed), step
-        drawn, all_ = dm.active_layers(*where), (True,) * num_layers
-        if lion:
-            return Sets(all_, all_, drawn)
-        return Sets(dm.present_layers(*where), drawn, drawn, around)
+        where = num_layers, key_of(plan.seed), step
+        drawn = moved = dm.active_layers(sampling(plan), *where)
+        if oracles is not None:  # layers that are absent have no momentum to step by
+            spectral = dm.active_layers(oracles, *where)
+            moved = tuple(a and b for a, b in zip(drawn, spectral, strict=True))
+        return Sets(dm.present_layers(sampling(plan), *where), drawn, moved, around)
 
     return Method(
         init=lambda params, seed: replicate(
@@ -168,9 +174,9 @@ def dropping(
     )
 
 
-def growing(model: Model) -> Method:
+def growing(model: Model, oracles: dm.samplings.Sampling | None = None) -> Method:
     """Drop-Muon on a network that grows, whose late blocks enter without a jump."""
-    method = dropping(grown, model)
+    method = dropping(grown, model, oracles=oracles)
 
     def start(params: Any, plan: Plan) -> Any:
         sets = method.sets_at(plan, 0)
@@ -198,7 +204,9 @@ def thinned(model: Model) -> Method:
     return dropping(depth, model)._replace(evaluated=jax.jit(evaluated))
 
 
-def alternating(model: Model) -> Method:
+def alternating(model: Model, *, grows: bool = False) -> Method:
     """The oracle at every other step, a sign step of the same momentum in between."""
     periodic = dm.samplings.Periodic(PERIOD)
-    return dropping(lambda model, plan: periodic, model, lion=True)
+    if grows:
+        return growing(model, periodic)
+    return dropping(lambda model, plan: dm.samplings.Full(), model, oracles=periodic)

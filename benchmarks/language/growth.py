@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.common import record, timing
-from benchmarks.common.options import Parser, positive, rate, seed
+from benchmarks.common.options import Parser, positive, rate, refusing, seed
 from benchmarks.language import growth_report, nanogpt, train
 from benchmarks.language import options as lm_options
 from benchmarks.language.methods import OPTIMIZERS
@@ -88,8 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         record.append(own.output / LINES, entry)
     entries = record.read(options.output / LINES)
     others = record.read(options.output / "nanogpt.jsonl")
+    times = record.read(options.output / TIMES)
     print(growth_report.tables(entries))
-    print(f"\n{growth_report.compared(entries, others)}")
+    print(f"\n{growth_report.compared(entries, others, times)}")
     return 0
 
 
@@ -116,9 +117,19 @@ def runs(options: argparse.Namespace) -> Any:
                 own = argparse.Namespace(**vars(options))
                 own.budget, own.lr, own.recipe = budget, lr, recipe
                 if recipe is not None:
-                    kind = type(getattr(own, knobs[0]))
-                    setattr(own, knobs[0], kind(recipe))
+                    setattr(own, knobs[0], read(recipe, type(getattr(own, knobs[0]))))
                 yield name, number, own
+
+
+def read(recipe: str, kind: type) -> Any:
+    """The knob's value; ends the program where the recipe is none of that kind."""
+    with refusing("growth"):
+        try:
+            return kind(recipe)
+        except ValueError:
+            raise ValueError(
+                f"`recipes` must be numbers for methods without growth, got {recipe!r}"
+            ) from None
 
 
 def stages(run: train.Run) -> list[tuple[str, int]]:

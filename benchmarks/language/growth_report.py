@@ -9,9 +9,10 @@ from benchmarks.language import report as lm_report
 from benchmarks.language.plan import Sets
 
 BASE = "gluon"
-KNOBS = ("growth", "keep", "outside_share")  # of which a method has one at most
+KNOBS = ("growth", "keep", "outside_share")  # a method's recipe is its first of these
 OF = {  # by optimizer
     "drop_muon_grown": "growth",
+    "sign_muon_grown": "growth",
     "drop_muon_depth": "keep",
     "drop_bp": "keep",
     "sign_muon": "outside_share",
@@ -97,50 +98,115 @@ def seeds_table(entries: list[dict[str, Any]]) -> str:
     return report.format_table([*header, "range"], rows)
 
 
-def full_runs(*sources: list[dict[str, Any]]) -> dict[Any, dict[int, float]]:
-    """Final losses of Gluon on all layers: (data, preset, steps, rate) -> by seed."""
-    found: dict[Any, dict[int, float]] = {}
+def full_runs(*sources: list[dict[str, Any]]) -> dict[Any, Any]:
+    """Final losses of Gluon on all layers: (task, steps), rate -> by seed."""
+    found: dict[Any, dict[Any, dict[int, float]]] = {}
     for entry in (entry for entries in sources for entry in entries):
         if entry["optimizer"] == BASE:
-            keys = ("data", "preset", "num_steps", "learning_rate", "sign_radius")
-            losses = found.setdefault(tuple(entry[key] for key in keys), {})
+            rates = found.setdefault((task_of(entry), entry["num_steps"]), {})
+            losses = rates.setdefault(entry["learning_rate"], {})
             losses.setdefault(entry["seed"], entry["final_validation_loss"])
     return found
 
 
-def compared(entries: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    """Against Gluon on all layers at a larger budget, seed by seed.
+def task_of(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What runs that are compared have in common."""
+    return tuple(entry[key] for key in ("data", "preset", "sign_radius", "warm_down"))
+
+
+def best_of(
+    rates: dict[float, dict[int, float]], seeds: Iterable[int]
+) -> dict[int, float]:
+    """Losses of the seeds at the rate that has the least mean, if any has three."""
+    means, wanted = {}, set(seeds)
+    for lr, losses in rates.items():
+        shared = [losses[number] for number in wanted & losses.keys()]
+        if len(shared) >= 3:
+            means[lr] = statistics.fmean(shared)
+    return rates[min(means, key=lambda lr: means[lr])] if means else {}
+
+
+def compared(
+    entries: list[dict[str, Any]],
+    others: list[dict[str, Any]],
+    times: list[dict[str, Any]],
+) -> str:
+    """Against Gluon on all layers at a budget no smaller, seed by seed.
 
     Args:
         entries: Lines of this comparison.
         others: Lines of runs of a fixed number of steps, of which Gluon's count, too.
+        times: Lines of step times, by which the runs are valued.
     """
-    rows = []
-    groups = grouped(entries, "data", "preset", recipe, "budget", "learning_rate")
-    for (data, preset, name, budget, lr), own in groups.items():
-        for (*task, steps, rate, sign), full in full_runs(others, entries).items():
-            losses = {e["seed"]: e["final_validation_loss"] for e in own}
-            shared = sorted(losses.keys() & full.keys())
-            wanted = [data, preset, own[0]["sign_radius"], lr]
-            if len(shared) < 3 or [*task, sign, rate] != wanted or budget >= steps:
+    rows, full = [], full_runs(others, entries)
+    groups = grouped(entries, task_of, recipe, "budget", "learning_rate")
+    for (task, name, budget, lr), own in groups.items():
+        losses = {e["seed"]: e["final_validation_loss"] for e in own}
+        for (other, steps), rates in full.items():
+            theirs = best_of(rates, losses)
+            shared = sorted(losses.keys() & theirs.keys())
+            if task != other or budget > steps or not shared or name == BASE:
                 continue
-            pairs = [(losses[number], full[number]) for number in shared]
-            ours, theirs = zip(*pairs, strict=True)
-            lower = sum(mine <= other for mine, other in pairs)
+            mine = [losses[number] for number in shared]
+            full_ends = [theirs[number] for number in shared]
+            lower = sum(a <= b for a, b in zip(mine, full_ends, strict=True))
             rows.append(
                 [
-                    name,
+                    f"{name}, {task[0]}, {task[1]}",
+                    f"{lr:g}",
                     f"{steps / budget:.2f}",
-                    f"{statistics.fmean(ours):.4f}",
-                    f"{min(ours):.4f} … {max(ours):.4f}",
-                    f"{statistics.fmean(theirs):.4f}",
-                    f"{min(theirs):.4f} … {max(theirs):.4f}",
-                    f"{lower} of {len(pairs)}",
+                    saved_time(own[0], steps, times),
+                    *mean_and_range(mine),
+                    *mean_and_range(full_ends),
+                    f"{lower} of {len(shared)}",
                 ]
             )
-    header = ["method", "times fewer FLOPs", "loss, mean", "range"]
-    header += ["gluon, all layers", "range of that", "not above it"]
+    header = ["method", "rate", "times fewer FLOPs", "times less time", "loss, mean"]
+    header += ["range", "gluon, all layers", "range of that", "not above it"]
     return report.format_table(header, rows)
+
+
+def mean_and_range(losses: list[float]) -> tuple[str, str]:
+    """Of final losses, as the tables have them."""
+    return f"{statistics.fmean(losses):.4f}", f"{min(losses):.4f} … {max(losses):.4f}"
+
+
+def saved_time(entry: dict[str, Any], steps: int, times: list[dict[str, Any]]) -> str:
+    """By what a run's time is less than that of Gluon's steps on all layers."""
+    known = times_of(entry, times)
+    base = known.get(f"{BASE} all")
+    own = train_times(entry, known)
+    return "—" if base is None or own is None else f"{steps * base / own[-1]:.2f}"
+
+
+def times_of(entry: dict[str, Any], times: list[dict[str, Any]]) -> dict[str, float]:
+    """Median seconds of a step by program, of a run's task; the newest line counts."""
+    keys = ("data", "preset", "batch_size", "length")
+    task = [entry[key] for key in keys]
+    return {
+        line["program"]: line["step_time_s"]["median"]
+        for line in times
+        if [line["data"], line["preset"], line["batch"], line["length"]] == task
+    }
+
+
+def train_times(entry: dict[str, Any], known: dict[str, float]) -> list[float] | None:
+    """Seconds after 0, 1, … steps of a run, by the table; None: not all were timed."""
+    stages = entry.get("stages", [("all", entry["num_steps"])])
+    mixed: dict[
+        str, list[tuple[float, int]]
+    ] = {}  # sign steps, with those they are between
+    for blocks, count in stages:
+        step = known.get(f"{entry['optimizer']} {blocks}")
+        if step is None:
+            return None
+        mixed.setdefault(blocks.replace("s", "1"), []).append((step, count))
+    found = [0.0]
+    for own in mixed.values():
+        total = sum(count for _, count in own)
+        mean = sum(step * count for step, count in own) / total
+        found += [found[-1] + mean * (i + 1) for i in range(total)]
+    return found
 
 
 def times_table(entries: list[dict[str, Any]]) -> str:

@@ -96,6 +96,11 @@ OPTIMIZERS = {
         options=(*RADII, "keep"),
     ),
     "sign_muon": Entry(dropped.alternating, 5e-4, options=(*RADII, "outside_share")),
+    "sign_muon_grown": Entry(
+        partial(dropped.alternating, grows=True),
+        5e-4,
+        options=(*RADII, "growth", "outside_share"),
+    ),
     "ef21_muon": Entry(compressed, 5e-4),
     "optax_muon": Entry(partial(plain, optax_muon), 0.02, options=("adam_share",)),
     "adamw": Entry(partial(plain, lambda m, rate: optax.adamw(rate)), 2e-3, options=()),

@@ -57,7 +57,11 @@ PRINTERS = {
     ),
     "language_grown": lambda entries: [
         growth_report.tables(entries),
-        growth_report.compared(entries, record.read(RESULTS / "nanogpt.jsonl")),
+        growth_report.compared(
+            entries,
+            record.read(RESULTS / "nanogpt.jsonl"),
+            record.read(RESULTS / "language_times.jsonl"),
+        ),
     ],
     "language_times": lambda entries: [growth_report.times_table(entries)],
     "smoothness": lambda entries: itertools.chain.from_iterable(

@@ -137,6 +137,19 @@ def test_what_is_no_growth_is_refused(text):
         dropped.read_growth(text, CONFIG)
 
 
+def test_growth_and_oracles_at_every_other_step_go_together():
+    model = model_of(growth="0.6:1100", outside_share=0.25)
+    sets_at = OPTIMIZERS["sign_muon_grown"].build(model).sets_at
+    plan = PLAN._replace(num_steps=9)
+    names = [growth_report.name_of(sets_at(plan, step), 4) for step in range(9)]
+    enters = min(names.index(whole) for whole in ("1111", "ssss"))
+    assert set(names[:enters:2]) == {"1100"}
+    assert set(names[1:enters:2]) == {"ss00"}
+    assert names[enters:] == [
+        "ssss" if step % 2 else "1111" for step in range(enters, 9)
+    ]
+
+
 def test_half_is_the_first_half():
     _, rows = dropped.read_growth("0.8:half", CONFIG)
     assert rows == [(True, True, True, False, False, True), ALL]
@@ -192,6 +205,71 @@ def test_a_grown_run_resumes_across_the_entrance(tmp_path):
         store.close()
     assert run.step == 6
     jax.tree.map(np.testing.assert_array_equal, run.state, whole.state)
+
+
+# ------------------------------------------------------------------------ the report
+
+
+def entry_of(optimizer, seed, loss, **others):
+    entry = {"optimizer": optimizer, "seed": seed, "final_validation_loss": loss}
+    entry |= {"data": "shakespeare", "preset": "nano", "sign_radius": 500.0}
+    entry |= {"warm_down": 0.5, "batch_size": 8, "length": 16, "growth": "0.5:10"}
+    return entry | {"budget": 10.0, "num_steps": 10, "learning_rate": 1.0} | others
+
+
+def time_of(program, median, preset="nano"):
+    task = {"data": "shakespeare", "preset": preset, "batch": 8, "length": 16}
+    return {"program": program, "step_time_s": {"median": median}, **task}
+
+
+TIMES = [
+    time_of("gluon all", 9.0),  # an older line
+    time_of("gluon all", 2.5),
+    time_of("drop_muon_grown 10", 1.0),
+    time_of("drop_muon_grown 11", 3.0),
+    time_of("drop_muon_grown 11", 7.0, "micro"),
+]
+
+
+def test_a_run_is_valued_by_a_table_of_step_times():
+    entry = entry_of("drop_muon_grown", 0, 1.0, stages=[("10", 2), ("11", 1)])
+    known = growth_report.times_of(entry, TIMES)
+    assert growth_report.train_times(entry, known) == [0.0, 1.0, 2.0, 5.0]
+    assert growth_report.saved_time(entry, 4, TIMES) == "2.00"  # 4 · 2.5 over 5
+    signs = [time_of("sign_muon_grown 10", 1.0), time_of("sign_muon_grown s0", 3.0)]
+    entry = entry_of("sign_muon_grown", 0, 1.0, stages=[("10", 2), ("s0", 2)])
+    known = growth_report.times_of(entry, signs)
+    assert growth_report.train_times(entry, known) == [0.0, 2.0, 4.0, 6.0, 8.0]
+    entry = entry_of("drop_muon_grown", 0, 1.0, stages=[])
+    untimed = entry | {"stages": [("10", 2), ("01", 1)]}
+    assert growth_report.train_times(untimed, known) is None
+    assert growth_report.saved_time(untimed, 4, TIMES) == "—"
+
+
+def test_gluon_counts_at_its_best_rate_and_seed_by_seed():
+    full = [
+        entry_of("gluon", seed, loss, learning_rate=lr)
+        for lr, losses in ((1.0, (2.0, 2.0, 2.0)), (2.0, (1.5, 1.0, 1.4)))
+        for seed, loss in enumerate(losses)
+    ]
+    full.append(entry_of("gluon", 0, 0.1, learning_rate=4.0))  # a single seed
+    full.append(entry_of("gluon", 0, 0.1, num_steps=6, budget=6.0))  # too short
+    stages = [("10", 2), ("11", 1)]
+    own = [
+        entry_of("drop_muon_grown", seed, loss, budget=8.0, stages=stages)
+        for seed, loss in enumerate((1.2, 1.1, 1.4))
+    ]
+    row = growth_report.compared(own, full, TIMES).splitlines()[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == [
+        "drop_muon_grown 0.5:10, shakespeare, nano",
+        "1",
+        "1.25",
+        "5.00",
+    ]
+    assert cells[4:] == [
+        *("1.2333", "1.1000 … 1.4000", "1.3000", "1.0000 … 1.5000", "2 of 3")
+    ]
 
 
 # ---------------------------------------------------------------------- the command
