@@ -65,7 +65,7 @@ def consistent_rms(rms: float = 0.2, inner: Norm = Spectral()) -> Scaled:  # noq
       Liu et al., Muon is Scalable for LLM Training, arXiv:2502.16982;
       `consistent_rms` in Optax, `adjust_lr_fn="match_rms_adamw"` in PyTorch.
     """
-    checks.in_range("rms", rms, 0.0, math.inf, open_low=True)
+    checks.in_range("rms", rms, 0.0, math.inf, open_low=True, open_high=True)
     arguments = [str(rms)] if rms != 0.2 else []
     if inner != Spectral():
         arguments.append(f"inner={inner!r}")

@@ -11,6 +11,8 @@ from dropmuon_optax import checks
 from dropmuon_optax.norms.base import Norm
 from dropmuon_optax.nouns import Noun
 
+_OPEN = {"open_low": True, "open_high": True}
+
 
 @final
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -43,7 +45,7 @@ class Scaled(Norm):
         if not isinstance(self.inner, Norm):
             raise ValueError(f"`inner` must be a norm, got {self.inner!r}")
         if not callable(self.factor):
-            checks.in_range("factor", self.factor, 0.0, math.inf, open_low=True)
+            checks.in_range("factor", self.factor, 0.0, math.inf, **_OPEN)
 
     def named(self, name: str) -> "Scaled":
         """The same norm, printed as the call that made it.
@@ -125,7 +127,7 @@ class Monomial(Noun):
     def __post_init__(self) -> None:
         for name in ("fan_in", "fan_out"):
             checks.in_range(name, getattr(self, name))
-        checks.in_range("constant", self.constant, 0.0, math.inf, open_low=True)
+        checks.in_range("constant", self.constant, 0.0, math.inf, **_OPEN)
         checks.in_range("at_most", self.at_most, 0.0, math.inf, open_low=True)
 
     def __call__(self, m: int, n: int) -> float:
@@ -155,7 +157,7 @@ class LongSide(Noun):
 
     def __post_init__(self) -> None:
         checks.in_range("power", self.power)
-        checks.in_range("constant", self.constant, 0.0, math.inf, open_low=True)
+        checks.in_range("constant", self.constant, 0.0, math.inf, **_OPEN)
 
     def __call__(self, m: int, n: int) -> float:
         """The value for a matrix of m rows and n columns."""

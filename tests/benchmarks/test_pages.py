@@ -21,6 +21,7 @@ from benchmarks.smoothness import __main__ as smoothness
 from benchmarks.trust import report as trust_report
 from tests.drift import report as drift_report
 from tests.fuzz import report as fuzz_report
+from tests.mutants import report as mutants_report
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -74,6 +75,7 @@ PRINTERS = {
     "oracle": oracle.tables,
     "trust": lambda entries: [trust_report.table(entries)],
     "trust_drift": lambda entries: [drift_report.table(entries)],
+    "trust_mutants": lambda entries: [mutants_report.table(entries)],
     "trust_fuzz": lambda entries: [fuzz_report.table(entries)],
 }
 MEASURED = re.compile(

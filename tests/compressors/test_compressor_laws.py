@@ -266,3 +266,23 @@ def has_factors(compressor):
     return isinstance(compressor, RankK) or any(
         part is not None and has_factors(part) for part in parts
     )
+
+
+@every_compressor
+def test_what_it_says_of_itself_is_so(compressor):
+    shape = (24, 40)
+    payload = jax.tree.leaves(compressor.payload_shapes(shape))
+    floats = any(a.dtype == jnp.float32 for a in payload)
+    assert compressor.holds_floats == floats
+    assert compressor.stateful == bool(jax.tree.leaves(compressor.init(shape)))
+    bits = compressor.num_bits(shape)
+    assert compressor.is_dense == (bits == 32 * 24 * 40)
+    if compressor.symmetric:
+        assert bits == compressor.num_bits(shape[::-1])
+        assert compressor.alpha(shape) == compressor.alpha(shape[::-1])
+
+
+def test_what_has_no_floats_left_is_composed_with_nothing():
+    for outer in (BFloat16(), Natural(), Composed(TopK(0.5), Natural())):
+        with pytest.raises(ValueError, match="`outer` must"):
+            Composed(outer, Natural())

@@ -78,3 +78,8 @@ def pytest_runtest_makereport(
     if report.when == "call" and report.passed:
         _write(item.nodeid, time.monotonic() - item.stash[STARTED])
     return report
+
+
+def pytest_unconfigure() -> None:
+    monitoring.set_events(TOOL, 0)  # the interpreter still runs code as it ends
+    monitoring.free_tool_id(TOOL)

@@ -277,3 +277,17 @@ def test_describe_shows_what_is_sent():
     assert kernel.split()[-2:] == ["Natural()", "28.1%"]
     with pytest.raises(ValueError, match=r"TopK\(0.0001\) at 'kernel'"):
         dm.describe(dm.layers_by_path(None), params, dm.compressors.TopK(0.0001))
+
+
+def test_a_geometry_function_sees_shapes_in_flaxs_order():
+    key, seen = jax.random.key(0), {}
+    module = {"a": eqx.nn.Linear(8, 4, key=key), "b": eqx.nn.Conv2d(3, 5, 2, key=key)}
+
+    def geometry(path, shape):
+        seen[path] = shape
+        return dm.norms.RMS(), 1.0
+
+    dm.layers_by_path(None, geometry)(eqx.filter(module, eqx.is_array))
+    weights = {path: shape for path, shape in seen.items() if "weight" in path}
+    assert weights == {"a/weight": (8, 4), "b/weight": (2, 2, 3, 5)}
+    assert seen["a/bias"] == (4,)

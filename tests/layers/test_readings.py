@@ -345,3 +345,21 @@ def test_a_convolution_prints_as_the_call_that_makes_it():
     text = dm.describe(None, {"conv": {"kernel": jnp.ones((3, 3, 4, 8))}})
     assert text.count("scion_conv(3, 3)") == 2
     assert "Scaled" not in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "evidence"),
+    [
+        ((11, 11, 8, 16), "shape"),
+        ((12, 12, 8, 16), "guess"),
+        ((16, 16, 4, 64), "shape"),
+        ((16, 16, 5, 64), "guess"),
+        ((32, 32, 3, 64), "shape"),
+        ((1, 1, 5, 64), "shape"),
+    ],
+)
+def test_kernels_without_a_name_are_sure_up_to_an_extent_or_over_an_image(
+    shape, evidence
+):
+    found = read("x/kernel", shape)
+    assert (found.role, found.evidence) == ("conv", evidence)

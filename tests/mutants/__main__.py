@@ -11,7 +11,6 @@ import argparse
 import importlib
 import itertools
 import json
-import math
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from tests.mutants import killers
 from tests.mutants.changes import Change, changes, count
+from tests.mutants.report import table
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("norms", "compressors", "samplings", "layers", "algorithms")
@@ -103,17 +103,6 @@ def _run(copy: Path, listed: Path) -> None:
         os._exit(int(code))
 
 
-def interval(killed: int, number: int) -> tuple[float, float]:
-    """Wilson's interval of 95 % for a share."""
-    z, p = 1.96, killed / number
-    center, width = (
-        p + z**2 / (2 * number),
-        math.sqrt(p * (1 - p) / number + (z / (2 * number)) ** 2),
-    )
-    whole = 1 + z**2 / number
-    return (center - z * width) / whole, (center + z * width) / whole
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, default=200)
@@ -150,9 +139,7 @@ def main() -> None:
                 print(json.dumps(line, ensure_ascii=False), file=file)
             said = "survived" if left else "killed"
             print(said, name, change.line, change.now, flush=True)
-    killed = sum(not line["survived"] for line in known.values())
-    low, high = interval(killed, len(known))
-    print(f"{killed} of {len(known)} killed: {low:.0%} to {high:.0%} (95 %)")
+    print(table(list(known.values())))
 
 
 if __name__ == "__main__":

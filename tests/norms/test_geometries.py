@@ -94,7 +94,7 @@ def test_the_products_dtype_and_precision_reach_the_program():
             "`num_steps` must be left alone",
         ),
         (lambda: norms.Spectral(orthogonalize=3), "`orthogonalize` must be a function"),
-        (lambda: norms.Scaled(norms.RMS(), 0.0), r"`factor` must be in \(0.0, inf\]"),
+        (lambda: norms.Scaled(norms.RMS(), 0.0), r"`factor` must be in \(0.0, inf\)"),
         (lambda: norms.Scaled(norms.RMS(), -2), r"`factor` must be in .*, got -2"),
         (lambda: norms.Scaled("rms", 1.0), "`inner` must be a norm, got 'rms'"),
         (lambda: norms.Monomial(constant=0.0), "`constant` must be in"),
@@ -131,3 +131,18 @@ def test_geometries_print_as_the_calls_that_make_them(call):
     assert repr(norm) == call
     # What is made of one has its own name again.
     assert repr(dataclasses.replace(norm, factor=2.0)) == f"Scaled({norm.inner!r}, 2.0)"
+
+
+@pytest.mark.parametrize("constant", [0.0, -1.0, float("inf")])
+def test_a_factor_is_positive_and_finite(constant):
+    with pytest.raises(ValueError, match="`constant` must be"):
+        norms.LongSide(0.5, constant)
+    with pytest.raises(ValueError, match="`constant` must be"):
+        norms.Monomial(constant=constant)
+    with pytest.raises(ValueError, match="`factor` must be"):
+        norms.Scaled(norms.RMS(), constant)
+
+
+def test_a_factor_may_be_small():
+    assert norms.LongSide(1.0, 0.25)(4, 8) == 2.0
+    assert norms.Monomial(fan_in=1.0, constant=0.25, at_most=0.5)(4, 8) == 0.5

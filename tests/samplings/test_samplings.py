@@ -513,3 +513,16 @@ def test_a_row_beyond_the_table_is_refused(key):
         own.marginals(2, 2)
     with pytest.raises(ValueError, match="must be one of the 2 rows"):
         active_layers(own, 2, key, 0)  # of a block of steps
+
+
+def test_what_remains_of_stages_is_the_one_in_force_and_the_later_ones():
+    last, middle = Progressive((0.0, 0.0, 1.0)), Progressive((0.0, 0.5, 0.5))
+    stages = Staged(((0, Full()), (4, middle), (9, last)))
+    assert [stages.settled(3, k) for k in (0, 3, 4, 8, 9, 100)] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("off", [3e-6, -3e-6])
+def test_probabilities_sum_to_one_within_a_millionth(off):
+    with pytest.raises(ValueError, match=r"must sum to 1 within 1e-06"):
+        Progressive((0.5, 0.5 + off))
+    assert Progressive((0.5, 0.5 + off / 10)).marginals(2, 0)[1] == 1
