@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -36,6 +36,7 @@ POLL_S = 0.1
 GRACE_S = 60.0  # that the last worker may end after the first one has
 SETTLE_S = 0.1  # until the interface has counted what was sent last
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
+SAID = 74  # that of a worker whose last line is all there is to say: EX_IOERR
 HEAD, TAIL = 5, 15  # lines of a dead worker's log that the error shows
 
 
@@ -128,7 +129,9 @@ def wait(
         on_poll()
         if any(codes):
             dead = [rank for rank, code in enumerate(codes) if code]
-            raise WorkerError("\n".join(obituary(logs, r, codes[r]) for r in dead))
+            dead = [rank for rank in dead if codes[rank] == SAID] or dead
+            ends = dict.fromkeys(obituary(logs, rank, codes[rank]) for rank in dead)
+            raise WorkerError("\n".join(ends))
         if all(code == 0 for code in codes):
             return
         now = time.monotonic()
@@ -156,6 +159,8 @@ def obituary(logs: Path, rank: int, code: int | None) -> str:
     elif code is not None:
         how = f"died with exit code {code}"
     lines = path.read_text(errors="replace").splitlines()
+    if code == SAID and lines:
+        return lines[-1]
     if len(lines) > HEAD + TAIL:  # XLA says why in the first lines, a stack follows
         lines = [*lines[:HEAD], "…", *lines[-TAIL:]]
     quoted = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
@@ -234,6 +239,12 @@ def die(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def leave(reason: str) -> NoReturn:
+    """Ends a worker at once, for a reason that is no fault of the program."""
+    print(reason, file=sys.stderr, flush=True)
+    os._exit(SAID)
 
 
 def follow_parent() -> None:
