@@ -44,9 +44,6 @@ class WorkerError(RuntimeError):
     """A worker died, or all of them took too long."""
 
 
-# ------------------------------------------------------------------------ the parent
-
-
 def launch(
     module: str,
     arguments: Sequence[str],
@@ -63,15 +60,14 @@ def launch(
         module: It calls `join`.
         arguments: Of its command line.
         num_processes: How many.
-        logs: Empty folder for what they print: `worker_0.log`, …
+        logs: Empty folder for what they print, `worker_0.log`, …
         label: Stands in front of the progress bar.
         deadline_s: After so long all are ended.
         environment: More variables for the workers.
 
     Raises:
-        WorkerError: If a worker ends with another exit status than 0, if the others do
-            not follow one that has ended, or if the deadline passes; with the ends of
-            the logs. No worker is left running.
+        WorkerError: If a worker's exit status is not 0, if the others don't follow one
+            that has ended, or if the deadline passes; with the logs' ends. None runs.
     """
     logs.mkdir(parents=True, exist_ok=True)
     progress = logs / "progress.jsonl"
@@ -128,16 +124,15 @@ def wait(
         codes = [process.poll() for process in processes]
         on_poll()
         if any(codes):
-            dead = [rank for rank, code in enumerate(codes) if code]
-            dead = [rank for rank in dead if codes[rank] == SAID] or dead
-            ends = dict.fromkeys(obituary(logs, rank, codes[rank]) for rank in dead)
+            ranks = [rank for rank, code in enumerate(codes) if code]
+            ranks = [rank for rank in ranks if codes[rank] == SAID] or ranks
+            ends = dict.fromkeys(obituary(logs, rank, codes[rank]) for rank in ranks)
             raise WorkerError("\n".join(ends))
         if all(code == 0 for code in codes):
             return
         now = time.monotonic()
         running = [rank for rank, code in enumerate(codes) if code is None]
-        if first_end is None and 0 in codes:
-            first_end = now
+        first_end = first_end or (now if 0 in codes else None)
         if now - start > deadline_s:
             reason = f"the deadline of {deadline_s:g} s has passed"
         elif first_end is not None and now - first_end > GRACE_S:
@@ -196,9 +191,6 @@ def log_of(logs: Path, rank: int) -> Path:
     return logs / f"worker_{rank}.log"
 
 
-# ------------------------------------------------------------------------ the workers
-
-
 def join() -> None:
     """Joins the other processes; before anything else is asked of JAX.
 
@@ -220,8 +212,7 @@ def is_launched() -> bool:
 def meet(name: str) -> None:
     """Waits for the others, before they exchange data after something long.
 
-    Gloo gives up on a worker that is 30 s late, as one may be who has compiled on a
-    core with others. On a cluster this does nothing.
+    Gloo gives up on a worker that is 30 s late. On a cluster this does nothing.
     """
     if is_launched():
         folder = Path(os.environ[PROGRESS]).parent

@@ -155,3 +155,15 @@ def test_a_method_whose_folder_is_a_file_is_refused(tmp_path, capsys):
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "must be a folder that can be written to, got" in line
+
+
+def test_a_folder_that_holds_a_run_needs_resume(tmp_path, capsys):
+    (tmp_path / "kept" / "natural" / "4").mkdir(parents=True)
+    arguments = [*WORKERS.split(), "--output", str(tmp_path)]
+    arguments += ["--checkpoints", str(tmp_path / "kept")]
+    with pytest.raises(SystemExit) as stopped:
+        ef21_workers.parse(arguments)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a run of natural: go on from it with --resume" in line
+    assert ef21_workers.parse([*arguments, "--resume"]).resume
