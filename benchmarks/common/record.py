@@ -99,10 +99,12 @@ def append(path: Path, entry: dict[str, Any]) -> None:
 
     The old content and the new line are written to a file beside it, which then takes
     its name, so neither a crash nor Ctrl-C leaves half a line. Two processes must not
-    append to the same file at the same time.
+    append to the same file at the same time. A line that can't be written, on a full
+    disk say, is printed on standard error, so that what was measured is not lost.
 
     Raises:
         ValueError: If a value is not finite or not JSON.
+        OSError: If it could not be written.
     """
     line = json.dumps(entry, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,9 @@ def append(path: Path, entry: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         whole.replace(path)
+    except OSError as error:
+        print(f"not written to {path} ({error}):\n{line}", end="", file=sys.stderr)
+        raise
     finally:
         whole.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -36,14 +36,12 @@ POLL_S = 0.1
 GRACE_S = 60.0  # that the last worker may end after the first one has
 SETTLE_S = 0.1  # until the interface has counted what was sent last
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
+SAID = 74  # that of a worker whose last line is all there is to say: EX_IOERR
 HEAD, TAIL = 5, 15  # lines of a dead worker's log that the error shows
 
 
 class WorkerError(RuntimeError):
     """A worker died, or all of them took too long."""
-
-
-# ------------------------------------------------------------------------ the parent
 
 
 def launch(
@@ -62,15 +60,14 @@ def launch(
         module: It calls `join`.
         arguments: Of its command line.
         num_processes: How many.
-        logs: Empty folder for what they print: `worker_0.log`, …
+        logs: Empty folder for what they print, `worker_0.log`, …
         label: Stands in front of the progress bar.
         deadline_s: After so long all are ended.
         environment: More variables for the workers.
 
     Raises:
-        WorkerError: If a worker ends with another exit status than 0, if the others do
-            not follow one that has ended, or if the deadline passes; with the ends of
-            the logs. No worker is left running.
+        WorkerError: If a worker's exit status is not 0, if the others don't follow one
+            that has ended, or if the deadline passes; with the logs' ends. None runs.
     """
     logs.mkdir(parents=True, exist_ok=True)
     progress = logs / "progress.jsonl"
@@ -127,14 +124,15 @@ def wait(
         codes = [process.poll() for process in processes]
         on_poll()
         if any(codes):
-            dead = [rank for rank, code in enumerate(codes) if code]
-            raise WorkerError("\n".join(obituary(logs, r, codes[r]) for r in dead))
+            ranks = [rank for rank, code in enumerate(codes) if code]
+            ranks = [rank for rank in ranks if codes[rank] == SAID] or ranks
+            ends = dict.fromkeys(obituary(logs, rank, codes[rank]) for rank in ranks)
+            raise WorkerError("\n".join(ends))
         if all(code == 0 for code in codes):
             return
         now = time.monotonic()
         running = [rank for rank, code in enumerate(codes) if code is None]
-        if first_end is None and 0 in codes:
-            first_end = now
+        first_end = first_end or (now if 0 in codes else None)
         if now - start > deadline_s:
             reason = f"the deadline of {deadline_s:g} s has passed"
         elif first_end is not None and now - first_end > GRACE_S:
@@ -156,6 +154,8 @@ def obituary(logs: Path, rank: int, code: int | None) -> str:
     elif code is not None:
         how = f"died with exit code {code}"
     lines = path.read_text(errors="replace").splitlines()
+    if code == SAID and lines:
+        return lines[-1]
     if len(lines) > HEAD + TAIL:  # XLA says why in the first lines, a stack follows
         lines = [*lines[:HEAD], "…", *lines[-TAIL:]]
     quoted = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
@@ -191,9 +191,6 @@ def log_of(logs: Path, rank: int) -> Path:
     return logs / f"worker_{rank}.log"
 
 
-# ------------------------------------------------------------------------ the workers
-
-
 def join() -> None:
     """Joins the other processes; before anything else is asked of JAX.
 
@@ -215,8 +212,7 @@ def is_launched() -> bool:
 def meet(name: str) -> None:
     """Waits for the others, before they exchange data after something long.
 
-    Gloo gives up on a worker that is 30 s late, as one may be who has compiled on a
-    core with others. On a cluster this does nothing.
+    Gloo gives up on a worker that is 30 s late. On a cluster this does nothing.
     """
     if is_launched():
         folder = Path(os.environ[PROGRESS]).parent
@@ -234,6 +230,12 @@ def die(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def leave(reason: str) -> NoReturn:
+    """Ends a worker at once, for a reason that is no fault of the program."""
+    print(reason, file=sys.stderr, flush=True)
+    os._exit(SAID)
 
 
 def follow_parent() -> None:

@@ -48,7 +48,10 @@ def work(options: argparse.Namespace) -> None:
     total = options.steps * len(options.methods)
     with workers.Progress(total, label=NAME) as progress:
         for number, method in enumerate(options.methods):
-            entry = one_run(options, method, progress, number * options.steps)
+            try:
+                entry = one_run(options, method, progress, number * options.steps)
+            except OSError as error:  # a full disk, say
+                workers.leave(f"{NAME}: {error}")
             if jax.process_index() == 0:
                 record.append(options.output / f"{NAME}.jsonl", entry)
 
@@ -188,10 +191,11 @@ def plot(path: Path, entries: list[dict[str, Any]]) -> None:
         at_x = [point["validation_loss"] for point in history]
         left.plot([p["sent_bytes"] / 1e6 for p in history[1:]], at_x[1:], **style)
         right.plot([p["num_tokens"] for p in history], at_x, **style)
-    left.set_xscale("log")
-    left.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    left.xaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_minor_formatter(ticker.NullFormatter())
+    if any(entry["sent_bytes_per_step"] for entry in entries):  # none by one worker
+        left.set_xscale("log")
+        left.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        left.xaxis.set_major_formatter("{x:g}")
+        left.xaxis.set_minor_formatter(ticker.NullFormatter())
     left.set_xlabel("sent by each worker, both directions / MB")
     left.set_ylabel("validation loss at X / nats per character")
     right.set_xlabel("tokens, of all workers")
@@ -261,9 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     with refusing(NAME):  # here, and not by each of the workers
         loop.check(plan_of(options, options.methods[0]), options.processes)
-        if options.resume and options.processes and not workers.is_launched():
-            for method in options.methods:
-                store_of(options, plan_of(options, method, options.processes)).newest()
+        for method in options.methods if options.checkpoints else ():
+            store = store_of(options, plan_of(options, method, options.processes or 1))
+            if options.resume and options.processes and not workers.is_launched():
+                store.newest()
     if options.processes is None or workers.is_launched():
         work(options)
         if jax.process_index() == 0 and not workers.is_launched():

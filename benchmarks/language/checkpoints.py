@@ -10,8 +10,12 @@ taken. What is damaged is put aside under another name, never deleted.
 
 import hashlib
 import json
+import logging
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +57,15 @@ class Store:
         notes = {"settings": self.settings, "history": history}
         try:
             if self.manager is None:
-                options = ocp.CheckpointManagerOptions(max_to_keep=NUM_KEPT)
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=NUM_KEPT, enable_async_checkpointing=False
+                )
                 self.manager = ocp.CheckpointManager(self.folder, options=options)
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
-                ),
+            parts = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
             )
-            self.manager.wait_until_finished()
+            with quietly():
+                self.manager.save(step, args=parts)
             if jax.process_index() == 0:
                 write_digests(self.folder / str(step))
         except (OSError, ValueError) as error:
@@ -194,6 +198,31 @@ def write_digests(checkpoint: Path) -> None:
     whole.replace(checkpoint / DIGESTS)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Leaves it to the error to say what is wrong.
+
+    Orbax logs it by hundreds of lines, and so do TensorStore's threads and tasks, which
+    may come after it: these stay silent then.
+    """
+    orbax, tasks = logging.getLogger("absl"), logging.getLogger("asyncio")
+    before, hook = (orbax.disabled, tasks.disabled), sys.unraisablehook
+
+    def others(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            hook(found)
+
+    orbax.disabled = tasks.disabled = True
+    sys.unraisablehook = others
+    try:
+        yield
+        tasks.disabled, sys.unraisablehook = before[1], hook
+    finally:
+        orbax.disabled = before[0]
+
+
 def in_one_line(error: BaseException) -> str:
-    """The message of an error, cut to what says what is wrong."""
-    return " ".join(str(error).split())[:300]
+    """What is wrong in words: those of the system, if TensorStore has its number."""
+    message = " ".join(str(error).split())
+    number = re.search(r"os_error_code='(\d+)'", message)
+    return os.strerror(int(number[1])) if number else message[:300]

@@ -30,4 +30,28 @@ FAMILIES = (
         "broadcastable, of other trees or dtypes",
         ("tests/contract/test_states.py",),
     ),
+    Family(
+        "full disks",
+        "a checkpoint that can't be written, on a small disk or for a limit; a disk "
+        "that is read-only; files in place of folders",
+        ("tests/benchmarks/trust/test_full_disk.py",),
+    ),
+    Family(
+        "another number of devices",
+        "8, then 4, then 8 devices, by Orbax: sharded weights and states, raw and "
+        "typed keys, `nnx.Optimizer`",
+        ("tests/contract/test_restores.py",),
+    ),
+    Family(
+        "threads and copies",
+        "two threads that trace and train while a third makes states; copied and "
+        "pickled states, transformations and nouns",
+        ("tests/contract/test_threads.py", "tests/contract/test_copies.py"),
+    ),
+    Family(
+        "imports and wheel",
+        "an import without a device, without Flax and other extras; what is public; "
+        "what the wheel holds",
+        ("tests/test_door.py", "tests/test_wheel.py"),
+    ),
 )

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from benchmarks.common import record
-from benchmarks.common import report as tables
 from benchmarks.common.options import new_parser
 from benchmarks.common.sources import DATA_VARIABLE
 from benchmarks.trust import report
@@ -127,9 +126,10 @@ def listing(entries: list[dict[str, Any]]) -> str:
             for line in entry["inputs"]
         ]
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        rows = [["typed, on", "said"], [":---", ":---"], *rows]
         name = entry["family"].removeprefix(FAMILY)
         small = PROGRAMS[name].small
-        table = tables.format_table(["typed, on", "said"], rows)
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         parts.append(f"## {name}\n\nAfter `{small}`:\n\n{table}")
     return "\n\n".join(parts) + "\n"
 

@@ -39,7 +39,7 @@ def test_a_crash_leaves_the_old_lines_whole(tmp_path, monkeypatch, function, err
     assert [file.name for file in tmp_path.iterdir()] == ["runs.jsonl"]
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_line(tmp_path):
+def test_a_disk_that_is_full_in_the_middle_of_a_line(tmp_path, capsys):
     path = tmp_path / "runs.jsonl"
     record.append(path, {"run": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -50,6 +50,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert record.read(path) == [{"run": 1}]
+    assert capsys.readouterr().err.splitlines()[1] == '{"run": 2}'  # not lost
     assert [file.name for file in tmp_path.iterdir()] == ["runs.jsonl"]
 
 

@@ -129,6 +129,13 @@ multihost_utils.sync_global_devices("never")
     assert "worker 1 died with exit code 1" in str(error.value)
 
 
+def test_a_worker_that_leaves_has_said_why(program):
+    options = program('workers.leave(f"it: the disk of {rank % 1} is full")')
+    with pytest.raises(workers.WorkerError) as error:
+        workers.launch("program", [], 2, **options)
+    assert str(error.value) == "it: the disk of 0 is full"  # both alike, said once
+
+
 def json_of(path):
 
     return json.loads(path.read_text())

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from benchmarks.trust import damage, inputs
+from benchmarks.common import record
+from benchmarks.trust import damage, inputs, report
 from benchmarks.trust.inputs_list import PROGRAMS, Input, Program
 
 LINE = "it: error: `x` must be 1, got 2"
@@ -82,3 +83,13 @@ def test_every_fault_is_used_and_laid(tmp_path):
             assert path.is_dir() if content is None else path.read_bytes() == content
     with pytest.raises(FileExistsError):
         damage.lay("", folder)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_page_has_every_input_of_today(name):
+    entries = report.newest(record.read(record.COMMITTED / "trust.jsonl"))
+    (entry,) = [e for e in entries if e["family"] == f"{inputs.FAMILY}{name}"]
+    shown = [given.shown for given in PROGRAMS[name].inputs]
+    assert [line["input"] for line in entry["inputs"]] == shown
+    page = pathlib.Path(inputs.__file__).with_name("inputs.md").read_text()
+    assert page == inputs.listing(entries)
