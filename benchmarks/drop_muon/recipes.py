@@ -40,8 +40,6 @@ class Method(NamedTuple):
     batch_size: int = BATCH_SIZE
     # The share of the budget at which layer i's rate has fallen to 0.
     rate_ends: tuple[float, ...] = (1.0,) * NUM_LAYERS
-    # Up to this share of its layer's time a rate is constant; then it falls linearly.
-    hold: float = 0.0
 
 
 class Kind(NamedTuple):
@@ -89,6 +87,7 @@ METHODS = {
     "muon": Method(FULL_STAGE),
     "freeze_and_keep": Method(settling(EARLY, (2.0, 3.0))),
     "freeze_later": Method(settling(LATER, (0.0, 2.0))),
+    "freeze_later_and_keep": Method(settling(LATER, (1.0, 2.0))),
     "freeze": Method(settling(EARLY, (0.0, 0.0))),
     "uniform": Method((Stage(1.0, dm.samplings.Progressive()),)),
     "muon_early_decay": Method(FULL_STAGE, rate_ends=ends(EARLY)),
@@ -230,9 +229,8 @@ def keeping(
 
 
 def rates(method: Method, progress: float) -> list[float]:
-    """Of each layer, the share of the learning rate: to 0 at its end."""
-    left = [max(0.0, 1 - progress / end) for end in method.rate_ends]
-    return [min(1.0, share / (1 - method.hold)) for share in left]
+    """Of each layer, the share of the learning rate: linear, to 0 at its end."""
+    return [max(0.0, 1 - progress / end) for end in method.rate_ends]
 
 
 def cost(plan: Plan, costs: Costs) -> float:

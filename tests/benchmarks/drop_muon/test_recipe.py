@@ -109,10 +109,6 @@ def test_rates_of_layers_fall_to_zero_where_the_recipe_freezes_them():
     assert recipes.rates(method, 0.0) == [1.0] * 4
     np.testing.assert_allclose(recipes.rates(method, 0.2), [0.0, 0.5, 0.8, 0.8])
     assert recipes.rates(METHODS["muon"], 0.25) == [0.75] * 4
-    held = METHODS["muon"]._replace(rate_ends=(0.5, 1.0, 1.0, 1.0), hold=0.6)
-    assert recipes.rates(held, 0.3) == [1.0] * 4
-    np.testing.assert_allclose(recipes.rates(held, 0.4), [0.5, 1.0, 1.0, 1.0])
-    np.testing.assert_allclose(recipes.rates(held, 0.8), [0.0, 0.5, 0.5, 0.5])
 
 
 @pytest.fixture(scope="module")
