@@ -40,8 +40,9 @@ class Method(NamedTuple):
     batch_size: int = BATCH_SIZE
     # The share of the budget at which layer i's rate has fallen to 0.
     rate_ends: tuple[float, ...] = (1.0,) * NUM_LAYERS
-    # Up to this share of its layer's time a rate is constant; then it falls linearly.
-    hold: float = 0.0
+    # Whether a stage reads the samples of which the one before kept outputs first, and
+    # keeps its own from those: cheaper than from images, and fewer samples are new.
+    keeps_on: bool = False
 
 
 class Kind(NamedTuple):
@@ -89,6 +90,7 @@ METHODS = {
     "muon": Method(FULL_STAGE),
     "freeze_and_keep": Method(settling(EARLY, (2.0, 3.0))),
     "freeze_later": Method(settling(LATER, (0.0, 2.0))),
+    "freeze_later_and_keep": Method(settling(LATER, (1.0, 2.0)), keeps_on=True),
     "freeze": Method(settling(EARLY, (0.0, 0.0))),
     "uniform": Method((Stage(1.0, dm.samplings.Progressive()),)),
     "muon_early_decay": Method(FULL_STAGE, rate_ends=ends(EARLY)),
@@ -209,14 +211,14 @@ def keeping(
 ) -> Part:
     """The part with as many kept samples as a budget can keep and read.
 
-    Samples of which the part before kept outputs come first: they go on from there.
+    Those of which the part before kept outputs come first if the method keeps on.
     """
     stop = stage.sampling.settled(NUM_LAYERS, part.first_step)
     kind = kind_of(method, stage.sampling.always(NUM_LAYERS), stop)
     reading = stage.passes * costs.step[kind] / method.batch_size
 
     def kept(num_kept: int) -> Part:
-        num_known = min(num_kept, before.num_kept)
+        num_known = min(num_kept, before.num_kept) if method.keeps_on else 0
         stops = before.stop if num_known else 0
         return part._replace(
             stop=stop, num_kept=num_kept, num_known=num_known, known_stop=stops
@@ -230,9 +232,8 @@ def keeping(
 
 
 def rates(method: Method, progress: float) -> list[float]:
-    """Of each layer, the share of the learning rate: to 0 at its end."""
-    left = [max(0.0, 1 - progress / end) for end in method.rate_ends]
-    return [min(1.0, share / (1 - method.hold)) for share in left]
+    """Of each layer, the share of the learning rate: linear, to 0 at its end."""
+    return [max(0.0, 1 - progress / end) for end in method.rate_ends]
 
 
 def cost(plan: Plan, costs: Costs) -> float:

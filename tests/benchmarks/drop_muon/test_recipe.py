@@ -64,7 +64,7 @@ def test_no_more_samples_are_kept_than_there_are():
 
 
 def test_kept_outputs_go_on_from_those_kept_before_and_cost_what_is_left():
-    method = METHODS["freeze_and_keep"]
+    method = METHODS["freeze_and_keep"]._replace(keeps_on=True)
     costs = made_up(method)
     second, third = recipes.plan(method, 2000.0, costs, 50_000, seed=0).parts[1:]
     assert second.sources() == [((0, 1), second.num_kept)]
@@ -73,6 +73,9 @@ def test_kept_outputs_go_on_from_those_kept_before_and_cost_what_is_left():
     assert new > 0
     paid = 0.01 * (second.num_kept + 10) + 0.02 * (new + 10)
     assert costs.of_keeping(third) == pytest.approx(paid)
+    apart = METHODS["freeze_and_keep"]
+    third = recipes.plan(apart, 2000.0, costs, 50_000, seed=0).parts[2]
+    assert third.sources() == [((0, 2), third.num_kept)]
     few = recipes.plan(method, 2000.0, costs, num_samples=64, seed=0).parts[2]
     assert few.sources() == [((1, 2), 64)]
 
@@ -80,7 +83,7 @@ def test_kept_outputs_go_on_from_those_kept_before_and_cost_what_is_left():
 @pytest.mark.usefixtures("standard_promotion")
 def test_outputs_kept_in_two_goes_are_those_of_the_samples_read(network, monkeypatch):
     dataset = data.head(data.load("digits"), 256)
-    method = METHODS["freeze_and_keep"]
+    method = METHODS["freeze_and_keep"]._replace(keeps_on=True)
     plan = recipes.plan(method, 150.0, made_up(method), 256, seed=0)
     assert 0 < plan.parts[2].num_known < plan.parts[2].num_kept
     seen, program = [], recipe_steps.program
@@ -109,10 +112,6 @@ def test_rates_of_layers_fall_to_zero_where_the_recipe_freezes_them():
     assert recipes.rates(method, 0.0) == [1.0] * 4
     np.testing.assert_allclose(recipes.rates(method, 0.2), [0.0, 0.5, 0.8, 0.8])
     assert recipes.rates(METHODS["muon"], 0.25) == [0.75] * 4
-    held = METHODS["muon"]._replace(rate_ends=(0.5, 1.0, 1.0, 1.0), hold=0.6)
-    assert recipes.rates(held, 0.3) == [1.0] * 4
-    np.testing.assert_allclose(recipes.rates(held, 0.4), [0.5, 1.0, 1.0, 1.0])
-    np.testing.assert_allclose(recipes.rates(held, 0.8), [0.0, 0.5, 0.5, 0.5])
 
 
 @pytest.fixture(scope="module")
