@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.common import record, timing
 from benchmarks.common.options import Parser, positive, rate, refusing, seed
-from benchmarks.language import growth_report, nanogpt, train
+from benchmarks.language import growth_plot, growth_report, nanogpt, train
 from benchmarks.language import options as lm_options
 from benchmarks.language.methods import OPTIMIZERS
 
@@ -91,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     times = record.read(options.output / TIMES)
     print(growth_report.tables(entries))
     print(f"\n{growth_report.compared(entries, others, times)}")
+    for path in growth_plot.pictures(options.output, entries, others, times):
+        print(f"picture: {path}")
     return 0
 
 

@@ -68,7 +68,7 @@ def rates_table(entries: list[dict[str, Any]]) -> str:
             (entry["learning_rate"], entry["final_validation_loss"]) for entry in own
         )
         tried = ", ".join(f"{lr:g}: {lm_report.loss(loss)}" for lr, loss in losses)
-        steps = " + ".join(f"{n} of {blocks}" for blocks, n in own[0]["stages"][:3])
+        steps = " + ".join(f"{n} of {blocks}" for blocks, n in own[0]["stages"][:4])
         rows.append([name, f"{budget:g}", steps, tried])
     return report.format_table(
         ["method", "FLOPs of full steps", "steps", "learning rate: validation loss"],
@@ -109,6 +109,11 @@ def full_runs(*sources: list[dict[str, Any]]) -> dict[Any, Any]:
     return found
 
 
+def finite(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of runs that ended at a number."""
+    return [e for e in entries if e["final_validation_loss"] is not None]
+
+
 def task_of(entry: dict[str, Any]) -> tuple[Any, ...]:
     """What runs that are compared have in common."""
     return tuple(entry[key] for key in ("data", "preset", "sign_radius", "warm_down"))
@@ -138,6 +143,7 @@ def compared(
         others: Lines of runs of a fixed number of steps, of which Gluon's count, too.
         times: Lines of step times, by which the runs are valued.
     """
+    others, entries = finite(others), finite(entries)
     rows, full = [], full_runs(others, entries)
     groups = grouped(entries, task_of, recipe, "budget", "learning_rate")
     for (task, name, budget, lr), own in groups.items():

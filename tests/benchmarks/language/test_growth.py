@@ -291,3 +291,11 @@ def test_runs_are_recorded_once_and_compared(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "| drop_muon_grown 0.6:10 |" in out
     assert "of 10 + " in out
+    assert (tmp_path / "language_grown_shakespeare_nano.png").stat().st_size > 10_000
+
+
+def test_a_recipe_of_another_kind_is_refused(capsys):
+    arguments = [*SHORT, "--optimizers", "sign_muon", "--recipes", "0.6:10"]
+    with pytest.raises(SystemExit):
+        growth.main(arguments)
+    assert "`recipes` must be numbers for methods without" in capsys.readouterr().err
