@@ -4,7 +4,7 @@ Claim: for every line of `GUARDS` a test fails when the code that it guards is g
 
 Command: python -m benchmarks.trust.guards [--points "half of Shakespeare"]
 Device: a CPU; ten seconds of a core for each. Needs `pip install -e ".[test]"`.
-Expected: a row of the README beside this file, no losses; its table of guards.
+Expected: all are noticed; the README beside this file lists them.
 
 The code is broken in a copy of the checkout, never in the checkout itself.
 """

@@ -122,8 +122,8 @@ GUARDS = (
     Guard(
         "no state",
         "dropmuon_optax/layers/trees.py",
-        "    if state is None:\n",
-        "    if False:\n",
+        'raise ValueError("`state` must be what `init` returned, got None")',
+        "return",
         f"{STATES}::test_no_state",
     ),
     Guard(
