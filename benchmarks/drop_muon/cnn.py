@@ -225,6 +225,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     options.learning_rate = dict(options.learning_rate)
+    if not (options.steps or options.epochs or options.budgets):
+        parser.error("--steps 0 and no --budgets leave nothing to run")
     return options
 
 

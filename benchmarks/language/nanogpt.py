@@ -67,11 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
             tell(f"\nnanogpt: {error}")
             return 1
     entry = entry_of(options, run, origin)
-    if jax.process_index() == 0:
-        record.append(options.output / "nanogpt.jsonl", entry)
-    sampled = sample(options, run)
-    if jax.process_index() == 0:
-        finish(options, entry, sampled)
+    try:
+        if jax.process_index() == 0:
+            record.append(options.output / "nanogpt.jsonl", entry)
+        sampled = sample(options, run)
+        if jax.process_index() == 0:
+            finish(options, entry, sampled)
+    except OSError as error:
+        tell(f"\nnanogpt: {error}")
+        return 1
     return 0
 
 

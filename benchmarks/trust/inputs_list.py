@@ -128,6 +128,7 @@ CNN = [
 DROP_CNN = [
     *each("--budgets", "-1", "0", "nan", "inf"),
     *each("--steps", "-1", "-3", "x"),
+    Input("--steps 0 --budgets"),
     *each("--seeds", "-1", "x", ""),
     *each("--methods", "none", "''"),
     *each("--learning-rate", "muon=-1", "muon=nan", "none=1"),
