@@ -66,6 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:  # a full disk, say
             tell(f"\nnanogpt: {error}")
             return 1
+    return conclude(options, run, origin)
+
+
+def conclude(
+    options: argparse.Namespace, run: train.Run, origin: dict[str, Any]
+) -> int:
+    """Writes the line, then all else; the exit status."""
     entry = entry_of(options, run, origin)
     try:
         if jax.process_index() == 0:
