@@ -11,7 +11,7 @@ from benchmarks.language import growth_report
 
 Entries = Sequence[dict[str, Any]]
 
-FLOPS = "FLOPs / 10¹² (by formula, optimizer's included)"
+FLOPS = "FLOPs / those of a step of all layers by Gluon (oracle included)"
 TIME = "training time / s (steps × a table of step times)"
 MIN_SEEDS = 3  # of what is drawn
 SHOWN = 0.25  # nats above the lowest loss
@@ -42,13 +42,13 @@ def pictures(
 def chosen(entries: list[Any], others: list[Any]) -> dict[str, list[Any]]:
     """Runs that differ in their seed alone, by label, Gluon's on all layers first."""
     task = growth_report.task_of(entries[0])
-    base = [e for e in [*others, *entries] if e["optimizer"] == growth_report.BASE]
+    base = growth_report.base_runs(entries, others)
     runs = [e for e in base if growth_report.task_of(e) == task]
     runs += [e for e in entries if e["optimizer"] != growth_report.BASE]
     keys = (growth_report.recipe, "num_steps", "learning_rate")
     groups = growth_report.grouped(growth_report.finite(runs), *keys)
     return {
-        f"{name}, {steps} steps, rate {lr:g}": found
+        f"{name}: {steps} steps at rate {lr:g}": found
         for (name, steps, lr), found in groups.items()
         if len({entry["seed"] for entry in found}) >= MIN_SEEDS
     }
@@ -67,7 +67,7 @@ def plot(path: Path, groups: dict[str, list[Any]], times: list[Any]) -> None:
     known = [places for places in spent if places is not None]
     if len(known) == len(spent):
         axes_of[TIME] = known
-    figure = Figure(figsize=(5.5 * len(axes_of), 4.8), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(axes_of), 5.2), layout="constrained")
     panels = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
     ends = [ending(entries) for entries in groups.values()]
     for axes, (label, places) in zip(panels, axes_of.items(), strict=True):
@@ -80,7 +80,8 @@ def plot(path: Path, groups: dict[str, list[Any]], times: list[Any]) -> None:
     lowest = min(map(min, ends))
     panels[0].set_ylim(lowest - 0.01, lowest + SHOWN)
     panels[0].set_ylabel("validation loss / nats per token")
-    panels[0].legend(fontsize="small")
+    names = panels[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside upper center", ncols=2, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -91,8 +92,10 @@ def ending(entries: Entries) -> list[float]:
 
 
 def flops_at(entry: dict[str, Any]) -> list[float]:
-    """10¹² FLOPs at each evaluation."""
-    return [point["num_flops"] / 1e12 for point in entry["history"]]
+    """FLOPs at each evaluation, of a run that spends its budget."""
+    budget = entry.get("budget") or entry["num_steps"]
+    spent = [point["num_flops"] for point in entry["history"]]
+    return [budget * flops / spent[-1] for flops in spent]
 
 
 def time_at(entry: dict[str, Any], times: list[Any]) -> list[float] | None:

@@ -98,14 +98,28 @@ def seeds_table(entries: list[dict[str, Any]]) -> str:
     return report.format_table([*header, "range"], rows)
 
 
-def full_runs(*sources: list[dict[str, Any]]) -> dict[Any, Any]:
-    """Final losses of Gluon on all layers: (task, steps), rate -> by seed."""
-    found: dict[Any, dict[Any, dict[int, float]]] = {}
-    for entry in (entry for entries in sources for entry in entries):
+def base_runs(entries: list[Any], others: list[Any]) -> list[dict[str, Any]]:
+    """Gluon's on all layers, one of each task, length, rate and seed.
+
+    Args:
+        entries: Lines of this comparison, which count first.
+        others: Lines of runs of a fixed number of steps.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for entry in [*entries, *others]:
         if entry["optimizer"] == BASE:
-            rates = found.setdefault((task_of(entry), entry["num_steps"]), {})
-            losses = rates.setdefault(entry["learning_rate"], {})
-            losses.setdefault(entry["seed"], entry["final_validation_loss"])
+            keys = (entry["num_steps"], entry["learning_rate"], entry["seed"])
+            found.setdefault((task_of(entry), *keys), entry)
+    return list(found.values())
+
+
+def full_runs(entries: list[Any], others: list[Any]) -> dict[Any, Any]:
+    """Final losses of `base_runs`: (task, steps), rate -> by seed."""
+    found: dict[Any, dict[Any, dict[int, float]]] = {}
+    for entry in base_runs(entries, others):
+        rates = found.setdefault((task_of(entry), entry["num_steps"]), {})
+        losses = rates.setdefault(entry["learning_rate"], {})
+        losses[entry["seed"]] = entry["final_validation_loss"]
     return found
 
 
@@ -144,7 +158,7 @@ def compared(
         times: Lines of step times, by which the runs are valued.
     """
     others, entries = finite(others), finite(entries)
-    rows, full = [], full_runs(others, entries)
+    rows, full = [], full_runs(entries, others)
     groups = grouped(entries, task_of, recipe, "budget", "learning_rate")
     for (task, name, budget, lr), own in groups.items():
         losses = {e["seed"]: e["final_validation_loss"] for e in own}

@@ -37,7 +37,7 @@ PAGES = {
     "benchmarks/cnn/README.md": (8, 0),
     "benchmarks/drop_muon/README.md": (148, 11),
     "benchmarks/ef21_muon/README.md": (23, 6),
-    "benchmarks/language/README.md": (8, 2),
+    "benchmarks/language/README.md": (8, 5),
     "benchmarks/smoothness/README.md": (0, 4),
     "benchmarks/oracle/README.md": (16, 1),
     "benchmarks/trust/README.md": (0, 1),

@@ -259,6 +259,8 @@ def test_gluon_counts_at_its_best_rate_and_seed_by_seed():
         entry_of("drop_muon_grown", seed, loss, budget=8.0, stages=stages)
         for seed, loss in enumerate((1.2, 1.1, 1.4))
     ]
+    older = [entry_of("gluon", seed, 0.1, learning_rate=2.0) for seed in range(3)]
+    assert growth_report.base_runs(full, older) == full
     row = growth_report.compared(own, full, TIMES).splitlines()[-1]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:4] == [
