@@ -232,7 +232,8 @@ def check_mean(old: list[np.ndarray], G_j: list[np.ndarray], G: np.ndarray) -> N
     bad = ~np.isfinite(mean)
     claim(not np.isfinite(G[bad]).any(), "the mean of what is not finite is")
     sure = ~bad & ((sent < LARGEST) | np.isfinite(G))
-    room = 16 * EPSILON * sum(map(np.abs, G_j))[sure] + 16 * SMALLEST
+    size = sum(map(np.abs, [*old, *G_j]))  # roundings of what it was stay with it
+    room = 16 * EPSILON * size[sure] + 16 * SMALLEST
     claim((np.abs(G - mean)[sure] <= room).all(), "the server has another mean")
 
 
