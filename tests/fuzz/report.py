@@ -9,8 +9,9 @@ HEADER = ("family", "cases", *OUTCOMES, "faults")
 
 def table(entries: list[dict[str, Any]]) -> str:
     """A row for each family, over its newest run of each seed."""
-    newest = {(e["seed"], name): n for e in entries for name, n in e["outcomes"].items()}
-    counts: collections.Counter = collections.Counter()
+    newest, counts = {}, collections.Counter()
+    for entry in entries:
+        newest |= {(entry["seed"], name): n for name, n in entry["outcomes"].items()}
     for (_, family), outcomes in newest.items():
         for outcome, number in outcomes.items():
             counts[family, outcome] += number
