@@ -40,7 +40,7 @@ PAGES = {
     "benchmarks/language/README.md": (8, 5),
     "benchmarks/smoothness/README.md": (0, 4),
     "benchmarks/oracle/README.md": (16, 1),
-    "benchmarks/trust/README.md": (0, 1),
+    "benchmarks/trust/README.md": (0, 4),
     "benchmarks/accelerator/README.md": (0, 0),
 }
 

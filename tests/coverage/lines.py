@@ -21,15 +21,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = f"{ROOT / 'dropmuon_optax'}{os.sep}"
 IMPORTED = ""  # the name of no test
 
-monitoring = sys.monitoring  # Python 3.12 and newer
-LINE, START = monitoring.events.LINE, monitoring.events.PY_START
-TOOL = monitoring.COVERAGE_ID
+monitoring = getattr(sys, "monitoring", None)  # of Python 3.12 and newer
+TOOL = 1  # `sys.monitoring.COVERAGE_ID`
 ran: dict[str, set[int]] = collections.defaultdict(set)
 
 
 def _enters(code: CodeType, offset: int) -> Any:
     if code.co_filename.startswith(PACKAGE):
-        monitoring.set_local_events(TOOL, code, LINE)
+        monitoring.set_local_events(TOOL, code, monitoring.events.LINE)
     return monitoring.DISABLE
 
 
@@ -38,10 +37,18 @@ def _runs(code: CodeType, line: int) -> Any:
     return monitoring.DISABLE
 
 
-monitoring.use_tool_id(TOOL, "lines")
-monitoring.register_callback(TOOL, START, _enters)
-monitoring.register_callback(TOOL, LINE, _runs)
-monitoring.set_events(TOOL, START)
+def start() -> None:
+    """Watches from now on: the package must not be imported yet."""
+    if monitoring is None:
+        raise RuntimeError(f"Python must be 3.12 or newer, got {sys.version}")
+    monitoring.use_tool_id(TOOL, "lines")
+    monitoring.register_callback(TOOL, monitoring.events.PY_START, _enters)
+    monitoring.register_callback(TOOL, monitoring.events.LINE, _runs)
+    monitoring.set_events(TOOL, monitoring.events.PY_START)
+
+
+if "LINES" in os.environ:  # pytest's plugin, not a module whose doctests are looked for
+    start()
 
 
 def _write(name: str, seconds: float) -> None:

@@ -172,11 +172,13 @@ class _Memories:
 def _of_leaf(state: Any, i: int, tree: Any) -> _Memories:
     path = list(paths(tree))[i]
     server, G = state.server, state.server._replace(X=state.server.G)
+    G_j = jax.tree.leaves(state.G_j)[i]
+    nothing = jnp.zeros_like(G_j[0])  # what owners hold of a leaf without entries
     return _Memories(
         None if state.momentum is None else jax.tree.leaves(state.momentum)[i],
-        jax.tree.leaves(state.G_j)[i],
-        iterate(G)[path],
-        None if server.X is None else iterate(server)[path],
+        G_j,
+        iterate(G).get(path, nothing),
+        None if server.X is None else iterate(server).get(path, nothing),
     )
 
 
@@ -232,8 +234,7 @@ def check_mean(old: list[np.ndarray], G_j: list[np.ndarray], G: np.ndarray) -> N
     bad = ~np.isfinite(mean)
     claim(not np.isfinite(G[bad]).any(), "the mean of what is not finite is")
     sure = ~bad & ((sent < LARGEST) | np.isfinite(G))
-    # What was added before and is gone again has left its rounding.
-    size = sum(np.abs(new) + np.abs(was) for new, was in zip(G_j, old, strict=True))
+    size = sum(map(np.abs, [*old, *G_j]))  # roundings of what it was stay with it
     room = 16 * EPSILON * size[sure] + 16 * SMALLEST
     claim((np.abs(G - mean)[sure] <= room).all(), "the server has another mean")
 

@@ -8,13 +8,14 @@ HEADER = ("family", "cases", *OUTCOMES, "faults")
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """A row for each family, over the newest run of each seed."""
-    counts: collections.Counter = collections.Counter()
-    for entry in {entry["seed"]: entry for entry in entries}.values():
-        for family, outcomes in entry["outcomes"].items():
-            for outcome, number in outcomes.items():
-                counts[family, outcome] += number
-                counts["all", outcome] += number
+    """A row for each family, over its newest run of each seed."""
+    newest, counts = {}, collections.Counter()
+    for entry in entries:
+        newest |= {(entry["seed"], name): n for name, n in entry["outcomes"].items()}
+    for (_, family), outcomes in newest.items():
+        for outcome, number in outcomes.items():
+            counts[family, outcome] += number
+            counts["all", outcome] += number
     rows = [HEADER, (":---", *["---:"] * (len(HEADER) - 1))]
     for family in dict.fromkeys(family for family, _ in sorted(counts, key=_last)):
         each = [counts[family, outcome] for outcome in (*OUTCOMES, "FAULT")]

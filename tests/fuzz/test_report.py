@@ -10,7 +10,7 @@ LINES = [
 ]
 
 
-def test_the_newest_of_each_seed_counts():
+def test_the_newest_of_each_seed_and_family_counts():
     _, _, gluon, norms, everything = table(LINES).splitlines()
     assert gluon == "| gluon | 2 | 0 | 0 | 0 | 0 | 2 | 0 |"
     assert norms == "| norms | 1,001 | 1,000 | 0 | 0 | 0 | 0 | 1 |"

@@ -526,3 +526,11 @@ def test_probabilities_sum_to_one_within_a_millionth(off):
     with pytest.raises(ValueError, match=r"must sum to 1 within 1e-06"):
         Progressive((0.5, 0.5 + off))
     assert Progressive((0.5, 0.5 + off / 10)).marginals(2, 0)[1] == 1
+
+
+@pytest.mark.parametrize("num_steps", [1025, 1031, 5003])
+def test_epoch_shift_ends_where_it_ends_if_stages_do_not_divide_its_steps(num_steps):
+    end = EpochShift(20).marginals(B, 20)
+    sampling = EpochShift(num_steps)
+    for step in (num_steps + 10, 10 * num_steps):
+        np.testing.assert_allclose(sampling.marginals(B, step), end, rtol=1e-12)
