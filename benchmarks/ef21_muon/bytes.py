@@ -47,7 +47,7 @@ class Case(NamedTuple):
     topology: str  # "owner", "gather", or "relays": owners with relays
     num_workers: int
     compiled: bool
-    num_devices: int = 1  # of each worker
+    node_size: int = 1  # devices of each worker
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -111,14 +111,14 @@ def measure(case: Case) -> dict[str, Any]:
         *pair(case.pair),
         axis_name=AXIS,
         num_workers=n,
-        local_axis_name=LOCAL if case.num_devices > 1 else None,
+        local_axis_name=LOCAL if case.node_size > 1 else None,
         topology="owner" if case.topology == "relays" else case.topology,
         relays=case.topology == "relays",
         key=jax.random.key(0),
     )
     state = jax.eval_shape(tx.init, params)
     grads = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((n * case.num_devices, *x.shape), x.dtype),
+        lambda x: jax.ShapeDtypeStruct((n * case.node_size, *x.shape), x.dtype),
         params,
     )  # a batch of which each worker gets its own
 
@@ -133,7 +133,7 @@ def measure(case: Case) -> dict[str, Any]:
         mapped = jax.jit(dm.worker_map(update, AXIS, state, mesh))
         sent = dm.count_wire_bytes(mapped.lower(params, state, grads).compile())
     else:
-        axes = {AXIS: n} | ({LOCAL: case.num_devices} if case.num_devices > 1 else {})
+        axes = {AXIS: n} | ({LOCAL: case.node_size} if case.node_size > 1 else {})
         mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
         mapped = dm.worker_map(update, list(axes), state, mesh)
         sent = count_traced_bytes(mapped, params, state, grads)
@@ -142,7 +142,7 @@ def measure(case: Case) -> dict[str, Any]:
     return {
         **case._asdict(),
         "num_parameters": num_parameters,
-        "bytes_per_step": between(sent, n) * case.num_devices,
+        "bytes_per_step": between(sent, n) * case.node_size,
         "bytes_per_step_within": sent.total - between(sent, n),  # of each device
         "bytes_per_step_by_kind": sent.by_kind,
         "bytes_per_step_by_dtype": sent.by_dtype,

@@ -59,7 +59,7 @@ def savings_of(entries: Entries) -> dict[Any, float]:
     return {
         (entry["pair"], entry["topology"], entry["num_workers"]): saving(entry)
         for entry in entries
-        if not entry["compiled"] and entry.get("num_devices", 1) == 1
+        if not entry["compiled"] and entry.get("node_size", 1) == 1
     }
 
 
@@ -128,7 +128,7 @@ def of_the_ideal(entries: Entries) -> str:
     newest = {
         (
             entry["topology"],
-            (entry["num_workers"], entry.get("num_devices", 1)),
+            (entry["num_workers"], entry.get("node_size", 1)),
             entry["pair"],
         ): entry
         for entry in entries
