@@ -243,7 +243,8 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
         right.plot([times], [more], "o", color=f"C{number}")
     for times, more, group in ends:
         right.plot([times], [more], ".", color="grey", zorder=0)
-        if any(group is own for _, _, own in chosen(ends)):  # the others: in the table
+        drawn = any(group is own for _, _, own in chosen(ends))
+        if drawn and group.label != DENSE:  # the others: in the table
             right.annotate(group.label, (times, more), fontsize=7, xytext=(-5, 4),
                            textcoords="offset points", ha="right")  # fmt: skip
     left.set_xscale("log")
@@ -262,10 +263,15 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
 
 
 def chosen(ends: Sequence[tuple[float, float, Group]]) -> list[Any]:
-    """Those that none beats in both, saving and loss: the frontier, at most `SHOWN`."""
-    best = [
-        end
-        for end in ends
-        if not any(o[0] >= end[0] and o[1] < end[1] for o in ends if o is not end)
-    ]
+    """Those that none of as many steps beats in saving and loss; at most `SHOWN`."""
+
+    def settings(end: tuple[float, float, Group]) -> dict[str, Any]:
+        return end[2].entries[0]
+
+    def beats(one: Any, other: Any) -> bool:
+        steps, its = (settings(end)["num_steps"] for end in (one, other))
+        return steps == its and one[0] >= other[0] and one[1] < other[1]
+
+    usual = [e for e in ends if settings(e)["num_workers"] == Plan().num_workers]
+    best = [end for end in usual if not any(beats(o, end) for o in usual)]
     return sorted(best, key=lambda end: end[0])[:SHOWN]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import record, report
 from benchmarks.ef21_muon import losses_report
-from benchmarks.ef21_muon.bytes import ALL_AT, FEW, TOPOLOGIES, saving
+from benchmarks.ef21_muon.bytes import ALL_AT, TOPOLOGIES, saving
 from benchmarks.ef21_muon.compressors import SERVERS
 
 # The rows of the table by number of workers.
@@ -18,6 +18,8 @@ PAIRS = ["natural/dense", "natural/same", "natural/scaled_sign"]
 PAIRS += ["top50_natural/scaled_sign", "top20_natural/scaled_sign"]
 PAIRS += ["top10_natural/natural", "top10_natural/same", "top10_natural/dense"]
 PAIRS += ["top50_sign/scaled_sign", "rank20_warm_natural/scaled_sign"]
+DRAWN = ["natural/dense", "natural/scaled_sign", "top20_natural/scaled_sign"]
+DRAWN += ["top10_natural/same", "top50_sign/scaled_sign"]
 IDEAL_BAR = 1.25
 BAR = 7.0  # times fewer bytes than a float32 all-reduce; twice that of a bfloat16 one
 
@@ -178,18 +180,14 @@ def plot_bytes(entries: Entries) -> Figure:
     for axes, tree in zip(panels, trees, strict=True):
         own = [entry for entry in entries if entry["tree"] == tree]
         found = savings_of(own)
-        for number, worker in enumerate(FEW):
-            for pair, topology, style in (
-                (f"{worker}/same", "owner", "-"),
-                (f"{worker}/natural", "owner", ":"),
-                (f"{worker}/dense", "gather", "--"),
-            ):
+        for number, pair in enumerate(DRAWN):
+            for topology, style in (("owner", "-"), ("relays", ":"), ("gather", "--")):
                 points = [
                     (n, v) for (*key, n), v in found.items() if key == [pair, topology]
                 ]
                 if points:
                     x, y = zip(*sorted(points), strict=True)
-                    label = f"{worker}" if style == "-" else None
+                    label = pair if style == "-" else None
                     axes.plot(x, y, style, color=f"C{number}", marker=".", label=label)
         axes.axhline(BAR, color="black", linewidth=0.8)
         axes.axhline(2 * BAR, color="black", linewidth=0.8, linestyle=":")
@@ -199,7 +197,7 @@ def plot_bytes(entries: Entries) -> Figure:
         axes.set_title(f"GPT {tree}, {own[0]['num_parameters'] / 1e6:.1f} M parameters")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("times fewer bytes than a float32 all-reduce")
-    title = "solid: server the same\ndotted: server natural\ndashed: gather"
+    title = "solid: owners\ndotted: with relays\ndashed: gather"
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=title, loc="outside right upper", fontsize=8)
     return figure
