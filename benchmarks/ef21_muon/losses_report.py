@@ -224,7 +224,7 @@ def penalty(group: Group, dense: Group) -> float:
 
 def plot(entries: Entries, sent: Sent | None = None) -> Figure:
     """Loss at X against bytes, and every pair's end: penalty against saving."""
-    sent = known_sent() if sent is None else sent
+    sent = sent or known_sent()
     groups = [g for g in groups_of(entries) if sent.knows(g.entries[0])]
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -243,8 +243,8 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
         right.plot([times], [more], "o", color=f"C{number}")
     for times, more, group in ends:
         right.plot([times], [more], ".", color="grey", zorder=0)
-        drawn = any(group is own for _, _, own in chosen(ends))
-        if drawn and group.label != DENSE:  # the others: in the table
+        drawn = [own.label for _, _, own in chosen(ends) if own.label != DENSE]
+        if group.label in drawn:  # the others: in the table
             right.annotate(group.label, (times, more), fontsize=7, xytext=(-5, 4),
                            textcoords="offset points", ha="right")  # fmt: skip
     left.set_xscale("log")
@@ -257,8 +257,8 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
     right.axvline(7, color="black", linewidth=0.8)
     right.set_xlabel("times fewer bytes than a bfloat16 all-reduce")
     right.set_ylabel("loss at the end, less uncompressed training's")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+    left.grid(alpha=0.3)
+    right.grid(alpha=0.3)
     return figure
 
 
