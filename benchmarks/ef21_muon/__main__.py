@@ -50,7 +50,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def count_sent(options: argparse.Namespace) -> None:
-    """The part `sent`: what each pair of the part `losses` sends, unless it's counted."""
+    """The part `sent`: what pairs of the part `losses` send, if not yet counted."""
     known = losses_report.Sent(record.read(options.output / losses_report.SENT))
     keys = {}
     for entry in record.read(options.output / f"{NAME}_losses.jsonl"):

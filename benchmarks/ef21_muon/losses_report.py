@@ -239,27 +239,31 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
         at_x = [point["validation_loss"] for point in history]
         x = [point["sent"] / 1e6 for point in history]
         left.plot(x, at_x, color=f"C{number}", marker=".", label=group.label)
-        times, more = next((t, p) for t, p, other in ends if other is group)
-        right.plot([times], [more], "o", color=f"C{number}")
-    for times, more, group in ends:
-        right.plot([times], [more], ".", color="grey", zorder=0)
-        drawn = [own.label for _, _, own in chosen(ends) if own.label != DENSE]
-        if group.label in drawn:  # the others: in the table
-            right.annotate(group.label, (times, more), fontsize=7, xytext=(-5, 4),
-                           textcoords="offset points", ha="right")  # fmt: skip
+    _plot_ends(right, ends)
     left.set_xscale("log")
     left.set_xlabel("sent by each worker, both directions / MB")
     left.set_ylabel("validation loss at X / nats per character")
+    left.grid(alpha=0.3)
     if left.lines:
         left.legend(fontsize=8)
-    right.set_xscale("log")
-    right.axhline(0.02, color="black", linewidth=0.8)
-    right.axvline(7, color="black", linewidth=0.8)
-    right.set_xlabel("times fewer bytes than a bfloat16 all-reduce")
-    right.set_ylabel("loss at the end, less uncompressed training's")
-    left.grid(alpha=0.3)
-    right.grid(alpha=0.3)
     return figure
+
+
+def _plot_ends(axes: Any, ends: Sequence[tuple[float, float, Group]]) -> None:
+    """Penalty against saving: those of the curves in their colors, with names."""
+    for times, more, _ in ends:
+        axes.plot([times], [more], ".", color="grey", zorder=0)
+    for number, (times, more, group) in enumerate(chosen(ends)):
+        axes.plot([times], [more], "o", color=f"C{number}")
+        if group.label != DENSE:
+            axes.annotate(group.label, (times, more), fontsize=7, xytext=(-5, 4),
+                          textcoords="offset points", ha="right")  # fmt: skip
+    axes.set_xscale("log")
+    axes.axhline(0.02, color="black", linewidth=0.8)
+    axes.axvline(7, color="black", linewidth=0.8)
+    axes.set_xlabel("times fewer bytes than a bfloat16 all-reduce")
+    axes.set_ylabel("loss at the end, less uncompressed training's")
+    axes.grid(alpha=0.3)
 
 
 def chosen(ends: Sequence[tuple[float, float, Group]]) -> list[Any]:

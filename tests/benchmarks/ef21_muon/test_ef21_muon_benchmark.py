@@ -53,7 +53,6 @@ def test_nodes_send_to_each_other_what_devices_would(tmp_path, capsys):
         assert 0 <= sent <= 64  # padding, to split letters and blocks evenly
     table = capsys.readouterr().out
     assert re.search(r"\| relays +\| +4 × 2 \|", table)
-    assert "natural/same, relays" in table
 
 
 def test_the_model_of_the_paper_has_the_table_that_we_know():
