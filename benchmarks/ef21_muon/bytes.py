@@ -57,7 +57,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", nargs="+", type=positive, default=WORKERS)
     parser.add_argument("--compressors", nargs="+", choices=list(COMPRESSORS))
     parser.add_argument("--pairs", nargs="+", type=pair_name, metavar="WORKER/SERVER")
-    parser.add_argument("--topologies", nargs="+", choices=TOPOLOGIES, default=USUAL)
+    parser.add_argument(
+        "--topologies",
+        nargs="+",
+        choices=TOPOLOGIES,
+        default=USUAL,
+        help="who owns matrices, and whether relays carry them",
+    )
     parser.add_argument("--devices", type=positive, default=1, help="of each worker")
     parser.add_argument(
         "--compiled", action="store_true", help="compile as well; needs the devices"

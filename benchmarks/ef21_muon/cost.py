@@ -31,7 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     pairs = ["natural/same", "natural/scaled_sign", "top20_natural/scaled_sign"]
     pairs += ["top10_natural/same", "scaled_sign/same"]
-    add("--of", nargs="+", choices=("matrix", "step"), default=["matrix", "step"])
+    both = ["matrix", "step"]
+    add("--of", nargs="+", choices=both, default=both, help="what is timed")
     add("--pairs", nargs="+", type=pair_name, default=pairs, metavar="WORKER/SERVER")
     add("--preset", choices=list(nanogpt.PRESETS), default="small")
     add("--batch-size", type=positive, default=16, help="windows of a step")
