@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.common import record
 from benchmarks.common.options import Parser, add_output, refusing
 from benchmarks.ef21_muon import bytes as ef21_bytes
-from benchmarks.ef21_muon import cost, losses, report, sent, sweep
+from benchmarks.ef21_muon import cost, losses, losses_report, report, sent, sweep
 
 NAME = "ef21_muon"
 PARTS = ("bytes", "losses", "sent", "cost")
@@ -50,12 +50,14 @@ def train(options: argparse.Namespace) -> None:
 
 
 def count_sent(options: argparse.Namespace) -> None:
-    """The part `sent`: what each pair of the part `losses` sends in a step."""
+    """The part `sent`: what pairs of the part `losses` send, if not yet counted."""
+    known = losses_report.Sent(record.read(options.output / losses_report.SENT))
     keys = {}
     for entry in record.read(options.output / f"{NAME}_losses.jsonl"):
         plan = losses.Plan(**{name: entry[name] for name in losses.Plan._fields})
         alike = tuple(getattr(plan, name) for name in sent.ALIKE)
-        keys[entry["pair"], alike] = plan
+        if not known.knows(entry):
+            keys[entry["pair"], alike] = plan
     for (pair, _), plan in keys.items():
         write(options, {"pair": pair, **sent.measure(plan, pair)})
 

@@ -23,13 +23,17 @@ from benchmarks.ef21_muon.compressors import (
     SERVERS,
     all_reduce_bytes,
     pair,
+    pair_name,
 )
 from benchmarks.models import nanogpt
 from dropmuon_optax.compressors import Compressor, Identity
 from dropmuon_optax.counters.bytes import count_traced_bytes
+from dropmuon_optax.counters.traffic import WireBytes
 from dropmuon_optax.layers.leaves import join
 
-AXIS = "data"
+AXIS, LOCAL = "data", "local"
+TOPOLOGIES = ("owner", "gather", "relays")
+USUAL = ["owner", "gather"]
 WORKERS = [2, 4, 8, 16, 32, 64, 128, 256]
 FEW = ("natural", "top10_natural", "top50_sign", "rank10_natural")
 ALL_AT = 8  # workers with which all compressors are counted, and not FEW alone
@@ -40,9 +44,10 @@ class Case(NamedTuple):
 
     tree: str  # a preset of `models.nanogpt`
     pair: str
-    topology: str
+    topology: str  # "owner", "gather", or "relays": owners with relays
     num_workers: int
     compiled: bool
+    node_size: int = 1  # devices of each worker
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +56,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trees", nargs="+", choices=trees, default=["small", "124m"])
     parser.add_argument("--workers", nargs="+", type=positive, default=WORKERS)
     parser.add_argument("--compressors", nargs="+", choices=list(COMPRESSORS))
+    parser.add_argument("--pairs", nargs="+", type=pair_name, metavar="WORKER/SERVER")
+    parser.add_argument(
+        "--topologies",
+        nargs="+",
+        choices=TOPOLOGIES,
+        default=USUAL,
+        help="who owns matrices, and whether relays carry them",
+    )
+    parser.add_argument("--devices", type=positive, default=1, help="of each worker")
     parser.add_argument(
         "--compiled", action="store_true", help="compile as well; needs the devices"
     )
@@ -66,8 +80,15 @@ def check(options: argparse.Namespace) -> None:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """All updates to count: by default all compressors with 8 workers, else a few."""
+    """All updates to count: by default all compressors with 8 workers, else a few.
+
+    Or, of `pairs`, each with each topology.
+    """
     for tree, n in itertools.product(options.trees, options.workers):
+        if options.pairs:
+            for each, way in itertools.product(options.pairs, options.topologies):
+                yield Case(tree, each, way, n, False, options.devices)
+            continue
         names = options.compressors or (COMPRESSORS if n == ALL_AT else FEW)
         for name in names:
             pairs = [f"{name}/{server}" for server in SERVERS]
@@ -75,9 +96,12 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
                 pairs.remove("identity/same")  # which is /dense
             elif f"{name}/{name}" in pairs:
                 pairs.remove(f"{name}/{name}")  # which is /same
-            rows = [(each, "owner") for each in pairs] + [(f"{name}/dense", "gather")]
+            ways = [way for way in options.topologies if way != "gather"]
+            rows = [(each, way) for way in ways for each in pairs]
+            if "gather" in options.topologies:
+                rows.append((f"{name}/dense", "gather"))
             for each, topology in rows:
-                yield Case(tree, each, topology, n, False)
+                yield Case(tree, each, topology, n, False, options.devices)
                 if options.compiled:
                     yield Case(tree, each, topology, n, True)
 
@@ -93,12 +117,15 @@ def measure(case: Case) -> dict[str, Any]:
         *pair(case.pair),
         axis_name=AXIS,
         num_workers=n,
-        topology=case.topology,
+        local_axis_name=LOCAL if case.node_size > 1 else None,
+        topology="owner" if case.topology == "relays" else case.topology,
+        relays=case.topology == "relays",
         key=jax.random.key(0),
     )
     state = jax.eval_shape(tx.init, params)
     grads = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), params
+        lambda x: jax.ShapeDtypeStruct((n * case.node_size, *x.shape), x.dtype),
+        params,
     )  # a batch of which each worker gets its own
 
     def update(params: Any, state: Any, grads: Any) -> Any:
@@ -112,14 +139,17 @@ def measure(case: Case) -> dict[str, Any]:
         mapped = jax.jit(dm.worker_map(update, AXIS, state, mesh))
         sent = dm.count_wire_bytes(mapped.lower(params, state, grads).compile())
     else:
-        mapped = dm.worker_map(update, AXIS, state, AbstractMesh((n,), (AXIS,)))
+        axes = {AXIS: n} | ({LOCAL: case.node_size} if case.node_size > 1 else {})
+        mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
+        mapped = dm.worker_map(update, list(axes), state, mesh)
         sent = count_traced_bytes(mapped, params, state, grads)
     shapes = [x.shape for x in jax.tree.leaves(params)]
     num_parameters = sum(map(math.prod, shapes))
     return {
         **case._asdict(),
         "num_parameters": num_parameters,
-        "bytes_per_step": sent.total,
+        "bytes_per_step": between(sent, n) * case.node_size,
+        "bytes_per_step_within": sent.total - between(sent, n),  # of each device
         "bytes_per_step_by_kind": sent.by_kind,
         "bytes_per_step_by_dtype": sent.by_dtype,
         "unattributed": list(sent.unattributed),
@@ -127,6 +157,17 @@ def measure(case: Case) -> dict[str, Any]:
         "ideal_bytes_per_step": ideal(case, layers, params),
         "paper_model": model(case.pair.partition("/")[0], shapes),
     }
+
+
+def between(sent: WireBytes, num_workers: int) -> float:
+    """What a device sends to other workers: not to devices of its own."""
+    permutes = "collective-permute"  # whose groups are its pairs
+    among = [
+        each
+        for each in sent.collectives
+        if each.group_size == num_workers or each.kind == permutes
+    ]
+    return sum(each.wire_bytes for each in among)
 
 
 def ideal(case: Case, layers: Any, params: Any) -> float:

@@ -29,8 +29,10 @@ FRACTION = 0.1  # of the three ways of Top-K
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of the part `cost`."""
     add = parser.add_argument
-    pairs = ["natural/same", "top10_natural/same", "top20_natural/same"]
-    pairs += ["top30_natural/same", "rank10_natural/natural"]
+    pairs = ["natural/same", "natural/scaled_sign", "top20_natural/scaled_sign"]
+    pairs += ["top10_natural/same", "scaled_sign/same"]
+    both = ["matrix", "step"]
+    add("--of", nargs="+", choices=both, default=both, help="what is timed")
     add("--pairs", nargs="+", type=pair_name, default=pairs, metavar="WORKER/SERVER")
     add("--preset", choices=list(nanogpt.PRESETS), default="small")
     add("--batch-size", type=positive, default=16, help="windows of a step")
@@ -41,9 +43,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One line for each matrix, one for the step."""
-    for shape in SHAPES:
+    for shape in SHAPES if "matrix" in options.of else ():
         yield {"of": "matrix", "shape": shape, **matrix(shape, options)}
-    yield {"of": "step", "preset": options.preset, **step(options)}
+    if "step" in options.of:
+        yield {"of": "step", "preset": options.preset, **step(options)}
 
 
 # ------------------------------------------------------------------------ one matrix

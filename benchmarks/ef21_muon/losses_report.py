@@ -63,7 +63,10 @@ def settings_of(run: dict[str, Any]) -> tuple[float, float]:
 
 
 def reference(groups: Sequence[Group], group: Group) -> Group | None:
-    """Uncompressed training of all layers, of as many workers on as much text."""
+    """Uncompressed training of all layers, of as many workers on as much text a step.
+
+    For as many steps, if there is such a run, else for those of the default plan.
+    """
     alike = ("num_workers", "num_blocks", "width", "length", "batch_size")
     own = group.entries[0]
     found = [
@@ -71,9 +74,12 @@ def reference(groups: Sequence[Group], group: Group) -> Group | None:
         for other in groups
         if (other.entries[0]["pair"], other.entries[0]["sampling"]) == (DENSE, "full")
         and all(other.entries[0][name] == own[name] for name in alike)
-        and other.entries[0]["num_steps"] == Plan().num_steps
     ]
-    return min(found, key=lambda other: other.mean() or 1e9, default=None)
+    for num_steps in (own["num_steps"], Plan().num_steps):
+        those = [g for g in found if g.entries[0]["num_steps"] == num_steps]
+        if those:
+            return min(those, key=lambda other: other.mean() or 1e9)
+    return None
 
 
 # ------------------------------------------------------------------------------- bytes
@@ -218,7 +224,7 @@ def penalty(group: Group, dense: Group) -> float:
 
 def plot(entries: Entries, sent: Sent | None = None) -> Figure:
     """Loss at X against bytes, and every pair's end: penalty against saving."""
-    sent = known_sent() if sent is None else sent
+    sent = sent or known_sent()
     groups = [g for g in groups_of(entries) if sent.knows(g.entries[0])]
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -233,33 +239,43 @@ def plot(entries: Entries, sent: Sent | None = None) -> Figure:
         at_x = [point["validation_loss"] for point in history]
         x = [point["sent"] / 1e6 for point in history]
         left.plot(x, at_x, color=f"C{number}", marker=".", label=group.label)
-        times, more = next((t, p) for t, p, other in ends if other is group)
-        right.plot([times], [more], "o", color=f"C{number}")
-    for times, more, group in ends:
-        right.plot([times], [more], ".", color="grey", zorder=0)
-        if any(group is own for _, _, own in chosen(ends)):  # the others: in the table
-            right.annotate(group.label, (times, more), fontsize=7, xytext=(-5, 4),
-                           textcoords="offset points", ha="right")  # fmt: skip
+    _plot_ends(right, ends)
     left.set_xscale("log")
     left.set_xlabel("sent by each worker, both directions / MB")
     left.set_ylabel("validation loss at X / nats per character")
+    left.grid(alpha=0.3)
     if left.lines:
         left.legend(fontsize=8)
-    right.set_xscale("log")
-    right.axhline(0.02, color="black", linewidth=0.8)
-    right.axvline(7, color="black", linewidth=0.8)
-    right.set_xlabel("times fewer bytes than a bfloat16 all-reduce")
-    right.set_ylabel("loss at the end, less uncompressed training's")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
     return figure
 
 
+def _plot_ends(axes: Any, ends: Sequence[tuple[float, float, Group]]) -> None:
+    """Penalty against saving: those of the curves in their colors, with names."""
+    for times, more, _ in ends:
+        axes.plot([times], [more], ".", color="grey", zorder=0)
+    for number, (times, more, group) in enumerate(chosen(ends)):
+        axes.plot([times], [more], "o", color=f"C{number}")
+        if group.label != DENSE:
+            axes.annotate(group.label, (times, more), fontsize=7, xytext=(-5, 4),
+                          textcoords="offset points", ha="right")  # fmt: skip
+    axes.set_xscale("log")
+    axes.axhline(0.02, color="black", linewidth=0.8)
+    axes.axvline(7, color="black", linewidth=0.8)
+    axes.set_xlabel("times fewer bytes than a bfloat16 all-reduce")
+    axes.set_ylabel("loss at the end, less uncompressed training's")
+    axes.grid(alpha=0.3)
+
+
 def chosen(ends: Sequence[tuple[float, float, Group]]) -> list[Any]:
-    """Those that none beats in both, saving and loss: the frontier, at most `SHOWN`."""
-    best = [
-        end
-        for end in ends
-        if not any(o[0] >= end[0] and o[1] < end[1] for o in ends if o is not end)
-    ]
+    """Those that none of as many steps beats in saving and loss; at most `SHOWN`."""
+
+    def settings(end: tuple[float, float, Group]) -> dict[str, Any]:
+        return end[2].entries[0]
+
+    def beats(one: Any, other: Any) -> bool:
+        steps, its = (settings(end)["num_steps"] for end in (one, other))
+        return steps == its and one[0] >= other[0] and one[1] < other[1]
+
+    usual = [e for e in ends if settings(e)["num_workers"] == Plan().num_workers]
+    best = [end for end in usual if not any(beats(o, end) for o in usual)]
     return sorted(best, key=lambda end: end[0])[:SHOWN]

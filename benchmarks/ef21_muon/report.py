@@ -1,6 +1,7 @@
 """Tables and pictures of EF21-Muon's measurements."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,17 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import record, report
 from benchmarks.ef21_muon import losses_report
-from benchmarks.ef21_muon.bytes import ALL_AT, FEW, saving
+from benchmarks.ef21_muon.bytes import ALL_AT, TOPOLOGIES, saving
 from benchmarks.ef21_muon.compressors import SERVERS
 
+# The rows of the table by number of workers.
+PAIRS = ["natural/dense", "natural/same", "natural/scaled_sign"]
+PAIRS += ["top50_natural/scaled_sign", "top20_natural/scaled_sign"]
+PAIRS += ["top10_natural/natural", "top10_natural/same", "top10_natural/dense"]
+PAIRS += ["top50_sign/scaled_sign", "rank20_warm_natural/scaled_sign"]
+DRAWN = ["natural/dense", "natural/scaled_sign", "top20_natural/scaled_sign"]
+DRAWN += ["top10_natural/same", "top50_sign/scaled_sign"]
+IDEAL_BAR = 1.25
 BAR = 7.0  # times fewer bytes than a float32 all-reduce; twice that of a bfloat16 one
 
 Entries = Sequence[dict[str, Any]]
@@ -42,6 +51,7 @@ def tables_of_bytes(entries: Entries) -> list[str]:
         own = [entry for entry in entries if entry["tree"] == tree]
         tables += [f"{tree}, {ALL_AT} workers", by_compressor(own)]
         tables += [f"{tree}, by number of workers", by_workers(own)]
+        tables += [f"{tree}, all pairs, of the ideal", of_the_ideal(own)]
     tables.append(agreement(entries))
     return tables
 
@@ -51,7 +61,7 @@ def savings_of(entries: Entries) -> dict[Any, float]:
     return {
         (entry["pair"], entry["topology"], entry["num_workers"]): saving(entry)
         for entry in entries
-        if not entry["compiled"]
+        if not entry["compiled"] and entry.get("node_size", 1) == 1
     }
 
 
@@ -90,15 +100,18 @@ FIRST = ("dense", "owner")
 
 
 def by_workers(entries: Entries) -> str:
-    """Savings by number of workers, and bytes of the ideal where that is known."""
+    """Savings by number of workers, and bytes of the ideal where that is known.
+
+    Of the pairs in `PAIRS`: the others are in `of_the_ideal`.
+    """
     found: dict[Any, Any] = {key: f"{v:.2f}" for key, v in savings_of(entries).items()}
     for entry in entries:
-        if not entry["compiled"] and "ideal_bytes_per_step" in entry:
-            key = (entry["pair"], entry["topology"], entry["num_workers"])
-            of_ideal = entry["bytes_per_step"] / entry["ideal_bytes_per_step"]
-            found[key] = f"{saving(entry):.2f} / {of_ideal:.2f}"
+        key = (entry["pair"], entry["topology"], entry["num_workers"])
+        if key in found and "ideal_bytes_per_step" in entry:
+            found[key] = f"{saving(entry):.2f} / {of_ideal(entry):.2f}"
     counts = sorted({n for _, _, n in found})
-    names = list(dict.fromkeys((pair, topology) for pair, topology, _ in found))
+    ways = itertools.product(PAIRS, TOPOLOGIES)
+    names = [way for way in ways if any(way == key[:2] for key in found)]
     rows = []
     for pair, topology in names:
         cells = [found.get((pair, topology, n)) for n in counts]
@@ -106,6 +119,41 @@ def by_workers(entries: Entries) -> str:
             shown = ("—" if cell is None else cell for cell in cells)
             rows.append([f"{pair}, {topology}", *shown])
     return report.format_table(["", *(f"n = {n}" for n in counts)], rows)
+
+
+def of_ideal(entry: dict[str, Any]) -> float:
+    return entry["bytes_per_step"] / entry["ideal_bytes_per_step"]
+
+
+def of_the_ideal(entries: Entries) -> str:
+    """Least and most bytes of the ideal over all pairs, by topology and workers."""
+    newest = {
+        (
+            entry["topology"],
+            (entry["num_workers"], entry.get("node_size", 1)),
+            entry["pair"],
+        ): entry
+        for entry in entries
+        if not entry["compiled"] and "ideal_bytes_per_step" in entry
+    }
+    groups: dict[Any, list[tuple[float, str]]] = {}
+    for (topology, n, pair), entry in newest.items():
+        groups.setdefault((topology, n), []).append((of_ideal(entry), pair))
+    rows = []
+    for (topology, (n, devices)), found in sorted(groups.items()):
+        high = [pair for ratio, pair in sorted(found) if ratio > IDEAL_BAR]
+        rows.append(
+            [
+                topology,
+                f"{n}" if devices == 1 else f"{n} × {devices}",
+                f"{len(found)}",
+                f"{min(found)[0]:.2f} ({min(found)[1]})",
+                f"{max(found)[0]:.2f} ({max(found)[1]})",
+                f"{len(high)}",
+            ]
+        )
+    header = ["", "workers", "pairs", "least", "most", f"above {IDEAL_BAR}"]
+    return report.format_table(header, rows)
 
 
 def agreement(entries: Entries) -> str:
@@ -132,18 +180,14 @@ def plot_bytes(entries: Entries) -> Figure:
     for axes, tree in zip(panels, trees, strict=True):
         own = [entry for entry in entries if entry["tree"] == tree]
         found = savings_of(own)
-        for number, worker in enumerate(FEW):
-            for pair, topology, style in (
-                (f"{worker}/same", "owner", "-"),
-                (f"{worker}/natural", "owner", ":"),
-                (f"{worker}/dense", "gather", "--"),
-            ):
+        for number, pair in enumerate(DRAWN):
+            for topology, style in (("owner", "-"), ("relays", ":"), ("gather", "--")):
                 points = [
                     (n, v) for (*key, n), v in found.items() if key == [pair, topology]
                 ]
                 if points:
                     x, y = zip(*sorted(points), strict=True)
-                    label = f"{worker}" if style == "-" else None
+                    label = pair if style == "-" else None
                     axes.plot(x, y, style, color=f"C{number}", marker=".", label=label)
         axes.axhline(BAR, color="black", linewidth=0.8)
         axes.axhline(2 * BAR, color="black", linewidth=0.8, linestyle=":")
@@ -153,7 +197,7 @@ def plot_bytes(entries: Entries) -> Figure:
         axes.set_title(f"GPT {tree}, {own[0]['num_parameters'] / 1e6:.1f} M parameters")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("times fewer bytes than a float32 all-reduce")
-    title = "solid: server the same\ndotted: server natural\ndashed: gather"
+    title = "solid: owners\ndotted: with relays\ndashed: gather"
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, title=title, loc="outside right upper", fontsize=8)
     return figure

@@ -34,7 +34,7 @@ from dropmuon_optax.layers.parts import TakesActive, check_active, narrow, place
 from dropmuon_optax.layers.rules import Rules, check_rules
 from dropmuon_optax.layers.trees import check_gradients, check_mask, shapes_of_state
 from dropmuon_optax.samplings.draws import threefry_key
-from dropmuon_optax.wire import Axis, check_replicated, inward, messages, stacks
+from dropmuon_optax.wire import Axis, check_replicated, inward, messages, relays, stacks
 from dropmuon_optax.wire import server as at_server
 from dropmuon_optax.wire.first import first_state, may_remember
 from dropmuon_optax.wire.ownership import WORK_SHARE, Ownership, own
@@ -109,11 +109,13 @@ class _Box:
     num_layers: int | None = None
     weight_decay_mask: Any = None
     work_share: float = WORK_SHARE
+    relays: bool = False
 
     def __post_init__(self) -> None:
         checks.is_momentum("momentum", self.momentum)
         checks.positive_int("num_layers", self.num_layers, optional=True)
         checks.in_range("work_share", self.work_share, 0.0, 1.0)
+        checks.is_flag("relays", self.relays)
         check_mask(self.weight_decay_mask)
         checks.is_function("layers", self.layers)
         threefry_key(self.key)
@@ -143,7 +145,7 @@ class _Box:
 
     def ownership(self, params: Any) -> Ownership:
         owners = 1 if self.shared else self.axis.size
-        how = *self.compressors, self.weight_decay_mask, self.work_share
+        how = *self.compressors, self.weight_decay_mask, self.work_share, self.relays
         return own(self.layers, params, owners, self.axis.size, *how)
 
     def select(self, params: Any, active: Any) -> Selection:
@@ -225,12 +227,9 @@ def _worker_lines(turn: _Turn, state: EF21State, updates: Any) -> tuple[EF21Stat
     # 2. R_j = 𝒞_j(M_j − G_j);  G_j = G_j + R_j;  send R_j
     G_j = narrow(state.G_j, parts)
     delta = jax.tree.map(lambda m, e: m.astype(e.dtype) - e, M_j, G_j)
-    members = {s: jnp.array(own, jnp.int32) for s, own in moving.members.items()}
     key, rows = jax.random.fold_in(turn.key, turn.worker), collect(moving, delta)
-    coded, memory = messages.write(
-        moving.workers, rows, state.memory, key, members, members
-    )
-    R_j = messages.read(moving.workers, coded, moving.shapes)
+    coded, memory = messages.write(moving, moving.workers, rows, state.memory, key)
+    R_j = messages.read(moving, moving.workers, coded)
     G_j = jax.tree.map(jnp.add, G_j, scatter(moving, R_j, G_j))
     message = messages.letters(moving, moving.workers).to_owners(coded)
     received = box.axis.gather(message[0]) if box.shared else box.axis.exchange(message)
@@ -248,7 +247,7 @@ def _server_lines(
 
     # 3. G = G + (1/n) Σ_j R_j
     G, X = at_server.read_server(server, moving, owner)
-    mean = messages.read_mean(moving, received, owner)
+    mean = relays.mean_at_owners(turn.box.axis, moving, received, owner)
     G = jax.tree.map(jnp.add, G, mean)
 
     # 4. X = LMO over B(X, t) of G
@@ -286,15 +285,8 @@ def _average(box: _Box, state: EF21State, g: Any, parts: Any) -> Any:
 def _broadcast(turn: _Turn, step: Any, memory: Any) -> tuple[Stacks, Any]:
     """Line 5: what arrives of the owners' steps, (k, p, q), and 𝒞's memory."""
     box, moving, owner = turn.box, turn.moving, turn.owner
-    coded, memory = messages.write(
-        moving.servers,
-        step,
-        memory,
-        jax.random.fold_in(turn.key, box.axis.size),
-        {s: jnp.asarray(moving.by_owner(s))[owner] for s in moving.tables},
-        {s: jnp.asarray(moving.places(s))[owner] for s in moving.tables},
-    )
+    key = jax.random.fold_in(turn.key, box.axis.size)
+    coded, memory = messages.write(moving, moving.servers, step, memory, key, owner)
     if not box.shared:
-        layout = messages.letters(moving, moving.servers)
-        coded = layout.at_all(box.axis.gather(layout.from_owner(coded, owner)))
-    return messages.read(moving.servers, coded, moving.shapes), memory
+        coded = relays.from_owners(box.axis, moving, coded, owner)
+    return messages.read(moving, moving.servers, coded), memory

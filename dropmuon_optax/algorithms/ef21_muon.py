@@ -47,6 +47,7 @@ def ef21_muon(
     momentum_dtype: DTypeLike | None = None,
     num_layers: int | None = None,
     work_share: float | None = None,
+    relays: bool = False,
     key: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """LMO steps X ← argmin {⟨G, x⟩ : ‖x − X‖ ≤ t}, G being sent in small pieces.
@@ -84,6 +85,10 @@ def ef21_muon(
       work_share: what owners are balanced by, in [0, 1]: 0, the bytes they send; 1, the
         oracle's work, which the busiest of each shape sets for all; None is 0.25.
         `describe_owners` shows both.
+      relays: whether a matrix that is more than a worker's share of all bytes is
+        compressed and sent in blocks of rows: others than its owner average a block
+        each and pass the mean on to it, dense; its step goes out likewise, compressed.
+        For more workers than there are large matrices: it evens out what is sent.
       key: a Threefry key, typed or raw, for random compressors.
 
     Returns:
@@ -136,6 +141,7 @@ def ef21_muon(
         momentum_dtype=momentum_dtype,
         num_layers=num_layers,
         work_share=WORK_SHARE if work_share is None else work_share,
+        relays=relays,
         weight_decay_mask=weight_decay_mask,
         key=key,
     )

@@ -27,6 +27,12 @@ class Lot:
     num_bytes: int
     work: int
 
+    def cut(self, parts: int) -> "Lot":
+        """The same, each in so many blocks, on which no oracle runs."""
+        if parts == 1:
+            return self
+        return Lot(self.count * parts, self.num_bytes // parts, 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
@@ -101,6 +107,43 @@ def _packed(lots: Sequence[Lot], num_owners: int, extra: int) -> Shares:
         float(work @ held.max(axis=1) / mean) if mean else 1.0,
         float(work @ -(-count // num_owners) / mean) if mean else 1.0,
     )
+
+
+def among_carriers(
+    lots: Sequence[Lot],
+    parts: Sequence[int],
+    carriers: Sequence[Sequence[int]],
+    num_owners: int,
+) -> tuple[tuple[tuple[int, ...], ...], float]:
+    """The owner of each member, one of those who carry its blocks; and the work ratio.
+
+    The one with the fewest of its stack, and then with least work.
+
+    Args:
+      lots: the stacks.
+      parts: of each, the blocks of a member.
+      carriers: of each, who carries each block.
+      num_owners: n.
+
+    Examples:
+      >>> among_carriers([Lot(2, 6, 1)], [2], [(0, 1, 0, 2)], 3)
+      (((0, 2),), 1.5)
+    """
+    work = np.zeros(num_owners)
+    owners, held = [list(own) for own in carriers], 0
+    for s in sorted(range(len(lots)), key=lambda s: -lots[s].work):
+        here = np.zeros(num_owners, int)
+        blocks = np.reshape(carriers[s], (lots[s].count, parts[s]))
+        owners[s] = []
+        for who in blocks.tolist():
+            owner = min(who, key=lambda j: (here[j], work[j]))
+            owners[s].append(owner)
+            here[owner] += 1
+            work[owner] += lots[s].work
+        held += lots[s].work * int(here.max(initial=0))
+    total = sum(lot.work * lot.count for lot in lots)
+    ratio = held * num_owners / total if total else 1.0
+    return tuple(map(tuple, owners)), ratio
 
 
 def places(owners: Sequence[int]) -> np.ndarray:

@@ -6,14 +6,17 @@ simulation. What every device has received alike is typed as replicated, so that
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Shaped, UInt8
 
 from dropmuon_optax import checks
 from dropmuon_optax.nouns import Noun
+
+Pairs = Sequence[tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -111,6 +114,18 @@ class Axis(Noun):
             return row[None]
         share, size = self._share(row[None])
         return self._whole(_all_gather(share[0], self.name), size)
+
+    def send(self, row: Shaped[Array, " size"], pairs: Pairs) -> Array:
+        """A row from one worker to another, for each of some pairs (from, to).
+
+        Nothing that means anything comes to those that are nobody's second.
+        """
+        if self.name not in _manual_axes():  # a simulation wants all n of them
+            senders = set(range(self.size)) - {a for a, _ in pairs}
+            others = set(range(self.size)) - {b for _, b in pairs}
+            pairs = [*pairs, *zip(sorted(senders), sorted(others), strict=True)]
+        share, size = self._share(row[None])
+        return self._whole(jax.lax.ppermute(share, self.name, pairs), size)[0]
 
     def _share(self, rows: Array) -> tuple[Array, int]:
         """The part of the rows that this device of the worker carries."""

@@ -8,6 +8,7 @@ from dropmuon_optax.layers import LayersFn
 from dropmuon_optax.layers.rules import Rules, check_rules
 from dropmuon_optax.wire.messages import letters
 from dropmuon_optax.wire.ownership import WORK_SHARE, own
+from dropmuon_optax.wire.relays import passed_on
 from dropmuon_optax.wire.stacks import select
 
 
@@ -19,6 +20,7 @@ def describe_owners(
     *,
     num_workers: int,
     work_share: float = WORK_SHARE,
+    relays: bool = False,
 ) -> str:
     """Prints the stacks of `ef21_muon` and what its letters hold, and fill up.
 
@@ -29,12 +31,14 @@ def describe_owners(
       server_compressor: likewise.
       num_workers: n, the owners.
       work_share: likewise.
+      relays: likewise.
 
     Returns:
       The text that was printed: for each stack, its matrices and how many places each
       owner has for them; for each direction, the bytes of a letter, their mean without
-      what fills letters up, and the ratio; and the oracle's work on every owner, of the
-      mean's.
+      what fills letters up, and the ratio; with relays, what they pass on to owners and
+      get back, by a worker that sends in every round; and the oracle's work on every
+      owner, of the mean's.
 
     Raises:
       ValueError: as `ef21_muon` does.
@@ -58,6 +62,7 @@ def describe_owners(
     check_rules("server_compressor", server_compressor)
     checks.positive_int("num_workers", num_workers)
     checks.in_range("work_share", work_share, 0.0, 1.0)
+    checks.is_flag("relays", relays)
     ownership = own(
         layers,
         params,
@@ -66,25 +71,28 @@ def describe_owners(
         worker_compressor,
         server_compressor,
         work_share=work_share,
+        relays=relays,
     )
     whole = select(ownership)
     lines = [
         f"{len(stack.radii)} × {stack.shape} {stack.norm}, {whole.counts[s]} places"
-        for s, stack in enumerate(ownership.stacks)
+        + (f", sent in {k} blocks of rows" if k > 1 else "")
+        for s, (stack, k) in enumerate(
+            zip(ownership.stacks, ownership.parts, strict=True)
+        )
     ]
     for way, compressors in (("to", whole.workers), ("from", whole.servers)):
         layout = letters(whole, compressors)
         longest = layout.length * layout.granule
-        bits = [compressors[s].num_bits(whole.shapes[s]) for s in compressors]
-        mean = sum(
-            len(whole.members[s]) * bit // 8
-            for s, bit in zip(compressors, bits, strict=True)
-        )
-        mean /= num_workers
+        widths, counts = layout.widths, layout.counts
+        mean = sum(counts[s] * widths[s] for s in widths) / num_workers
         lines.append(
             f"{way} owners: letters of {longest:,} bytes, {mean:,.1f} without padding: "
             f"{longest / mean:.2f}"
         )
+    if relays:
+        there, back = passed_on(whole)
+        lines.append(f"passed on: {there:,} bytes to owners, {back:,} from them")
     lines.append(f"oracle: {ownership.work_ratio:.2f} times the mean owner's work")
     text = "\n".join(lines)
     print(text)

@@ -42,8 +42,8 @@ def first_state(
             params,
         )
 
-    counts = {s: len(stack.radii) for s, stack in enumerate(whole.ownership.stacks)}
-    memory = first_memory(whole.workers, whole.shapes, counts)
+    counts = {s: len(own) for s, own in whole.sent.members.items()}
+    memory = first_memory(whole.workers, whole.sent.shapes, counts)
     server: Any = _first_server(inner, params, whole, shared, keeps_x)
     each: Any = _repeated(memory, num_workers)
     if _is_placeholder(params):
@@ -79,7 +79,8 @@ def _first_server(
     stacks = run(
         lambda tree: of_owners(whole, collect(whole, narrow(tree, whole.parts))), params
     )
-    memory = first_memory(whole.servers, whole.shapes, whole.counts)
+    counts = {s: t * whole.ownership.parts[s] for s, t in whole.counts.items()}
+    memory = first_memory(whole.servers, whole.sent.shapes, counts)
     X = run(lambda tree: _copied(tree), params) if shared else stacks
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), X)
     stacks = jax.tree.map(jnp.zeros_like, stacks) if abstract else stacks

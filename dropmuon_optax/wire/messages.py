@@ -15,44 +15,49 @@ from jaxtyping import Array, UInt8
 from dropmuon_optax.compressors import Compressor
 from dropmuon_optax.wire.letters import Letters
 from dropmuon_optax.wire.packing import decode, encode
-from dropmuon_optax.wire.stacks import Selection, Stacks
+from dropmuon_optax.wire.stacks import Selection, Stacks, blocks_of, cut, joined
 
 Compressors = Mapping[int, Compressor]  # of each stack
 Memory = dict[int, Any]  # of the stacks whose compressor has any
 
 
 def write(
+    selection: Selection,
     compressors: Compressors,
     stacks: Stacks,
     memory: Memory,
     key: Any,
-    members: Mapping[int, Any],
-    places: Mapping[int, Any],
+    owner: Any = None,
 ) -> tuple[dict[int, UInt8[Array, "k size"]], Memory]:
-    """𝒞 of the matrices of every stack, as bytes.
+    """𝒞 of the matrices of every stack, or of their blocks of rows, as bytes.
 
     Args:
+      selection: what moves.
       compressors: one for each stack.
       stacks: matrices, (k, p, q).
-      memory: what compressors remember, row by row.
-      key: from which each member draws its own.
-      members: for each stack the members that the k matrices are, int (k,).
-      places: likewise, their rows in the memory; past the end for what has none.
+      memory: what compressors remember, a row for each block.
+      key: from which each block draws its own.
+      owner: whose matrices they are; None: all that move.
 
     Returns:
       Rows of bytes for each stack, and the memory after it.
     """
+    members, places = selection.sent.members, selection.sent.members
+    if owner is not None:
+        members = blocks_of(selection, selection.by_owner, owner)
+        places = blocks_of(selection, selection.places, owner)
     rows, after = {}, dict(memory)
-    for s, x in stacks.items():
-        of_stack = jax.random.fold_in(key, s)
-        keys = jax.vmap(lambda j, k=of_stack: jax.random.fold_in(k, j))(members[s])
+    for s, x in cut(selection, stacks).items():
+        of_stack, which = jax.random.fold_in(key, s), jnp.asarray(members[s], jnp.int32)
+        keys = jax.vmap(lambda j, k=of_stack: jax.random.fold_in(k, j))(which)
+        place = jnp.asarray(places[s], jnp.int32)
         state = jax.tree.map(
-            lambda rows, j=places[s]: rows.at[j].get(mode="clip"), memory.get(s, ())
+            lambda rows, j=place: rows.at[j].get(mode="clip"), memory.get(s, ())
         )
         rows[s], state = encode(compressors[s], x, state, keys)
         if s in memory:
             after[s] = jax.tree.map(
-                lambda old, new, j=places[s]: old.at[j].set(new, mode="drop"),
+                lambda old, new, j=place: old.at[j].set(new, mode="drop"),
                 memory[s],
                 state,
             )
@@ -60,33 +65,44 @@ def write(
 
 
 def read(
-    compressors: Compressors, rows: dict[int, Array], shapes: Mapping[int, Any]
+    selection: Selection, compressors: Compressors, rows: dict[int, Array]
 ) -> Stacks:
     """The matrices that arrive, (k, p, q) in float32."""
+    return joined(selection, _blocks(selection, compressors, rows))
+
+
+def _blocks(
+    selection: Selection, compressors: Compressors, rows: dict[int, Array]
+) -> Stacks:
+    """Their blocks of rows."""
+    shapes = selection.sent.shapes
     return {s: decode(compressors[s], row, shapes[s]) for s, row in rows.items()}
 
 
 def letters(selection: Selection, compressors: Compressors) -> Letters:
     """How the payloads of what moves are laid out."""
-    widths = {s: compressors[s].num_bits(selection.shapes[s]) // 8 for s in compressors}
-    rows = {s: selection.rows(s) for s in compressors}
-    counts = {s: len(selection.members[s]) for s in compressors}
+    sent = selection.sent
+    widths = {s: compressors[s].num_bits(sent.shapes[s]) // 8 for s in compressors}
+    rows = {s: sent.rows(s) for s in compressors}
+    counts = {s: len(sent.members[s]) for s in compressors}
     return Letters(widths, rows, counts)
 
 
 def read_mean(
     selection: Selection, received: UInt8[Array, "n size"], owner: Any
 ) -> Stacks:
-    """The mean over n senders of what their letters to an owner stand for, (t, p, q).
+    """The mean over n senders of what their letters to a carrier stand for.
+
+    Of each block of rows that it carries; a matrix that is sent whole is one.
 
     One sender after another, so that no more than two copies are held.
     """
-    compressors, shapes = selection.workers, selection.shapes
+    compressors, shapes = selection.workers, selection.sent.shapes
     layout = letters(selection, compressors)
     here = {s: jnp.asarray(layout.present(s))[owner] for s in shapes}
 
     def one(letter: UInt8[Array, " size"]) -> Stacks:
-        found = read(compressors, layout.at_owner(letter, owner), shapes)
+        found = _blocks(selection, compressors, layout.at_owner(letter, owner))
         return {s: jnp.where(here[s][:, None, None], x, 0) for s, x in found.items()}
 
     def add(total: Stacks, letter: UInt8[Array, " size"]) -> tuple[Stacks, None]:

@@ -29,7 +29,7 @@ from dropmuon_optax.layers.rules import Rules, choose
 from dropmuon_optax.layers.trees import masked_by
 from dropmuon_optax.lmo import unscaled_geometry
 from dropmuon_optax.norms import Norm, unscaled
-from dropmuon_optax.wire.balance import Lot, places, share_out
+from dropmuon_optax.wire.balance import Lot, among_carriers, places, share_out
 from dropmuon_optax.wire.pieces import OwnedLeaf, Piece
 
 WORK_SHARE = 0.25  # of what owners are balanced by: the oracle's work, beside bytes
@@ -69,6 +69,9 @@ class Ownership:
       leaves: every leaf with its pieces.
       stacks: the stacks.
       owners: of each stack, the owner of each of its members.
+      parts: of each stack, in how many blocks of rows a matrix is sent.
+      carriers: of each stack, who carries each block, those of a member together: the
+        owner itself where a matrix is sent whole.
       work_ratio: the oracle's work on every owner, of the mean's: an owner with fewer
         matrices of a stack than others runs the oracle on zeros in their places.
     """
@@ -77,14 +80,35 @@ class Ownership:
     leaves: tuple[OwnedLeaf, ...]
     stacks: tuple[Stack, ...]
     owners: tuple[tuple[int, ...], ...]
+    parts: tuple[int, ...]
+    carriers: tuple[tuple[int, ...], ...]
     work_ratio: float
 
     @property
     def name(self) -> str:
-        """A few letters that stand for who owns what."""
+        """n, and a few letters that stand for who owns what."""
         shapes = [stack.shape for stack in self.stacks]
         text = repr((self.num_owners, shapes, self.owners))
-        return "owners_" + hashlib.sha256(text.encode()).hexdigest()[:8]
+        if max(self.parts, default=1) > 1:
+            text += repr(self.parts)
+        code = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.num_owners}_owners_{code}"
+
+    @property
+    def carried(self) -> "Ownership":
+        """What is sent: blocks of rows as the members, and who carries them."""
+        stacks = [
+            dataclasses.replace(
+                stack,
+                shape=(stack.shape[0] // k, stack.shape[1]),
+                radii=tuple(radius for radius in stack.radii for _ in range(k)),
+            )
+            for stack, k in zip(self.stacks, self.parts, strict=True)
+        ]
+        whole = (1,) * len(stacks)
+        return dataclasses.replace(
+            self, stacks=tuple(stacks), owners=self.carriers, parts=whole
+        )
 
     def places(self, stack: int) -> np.ndarray:
         """Where each of the stack's members lies at its owner, int (members,)."""
@@ -109,6 +133,7 @@ def own(
     server_compressor: Compressor | Rules | None,
     weight_decay_mask: Any = None,
     work_share: float = WORK_SHARE,
+    relays: bool = False,
 ) -> Ownership:
     """The stacks of a tree of parameters, and who owns what.
 
@@ -122,6 +147,8 @@ def own(
       server_compressor: likewise; None is dense, in the parameters' dtype.
       weight_decay_mask: which leaves decay, as `masked_by` takes it.
       work_share: how much the oracle's work counts beside bytes, see `share_out`.
+      relays: whether a matrix that is more than a worker's share of all bytes is sent
+        in blocks of rows; `num_blocks` is the number of workers then.
 
     Raises:
       ValueError: if a leaf has no norm, is no real floating-point array, or a
@@ -134,14 +161,40 @@ def own(
     for each in BLOCKS_EACH if num_owners > 1 else (1,):
         owned, stacks = _stacks(leaves, decays, num_blocks * each, rules)
         lots = [_lot(stack) for stack in stacks]
-        shares = share_out(lots, num_owners, work_share)
+        parts = _parts(stacks, lots, num_blocks) if relays else (1,) * len(stacks)
+        sent = [lot.cut(k) for lot, k in zip(lots, parts, strict=True)]
+        shares = share_out(sent, num_owners, work_share)
         if best is None or shares.score(work_share) < best[0].score(work_share) / WELL:
-            best = shares, owned, stacks
+            best = shares, owned, stacks, lots, parts
         if best[0].score(work_share) <= WELL * best[0].least(work_share):
             break
     assert best is not None
-    shares, owned, stacks = best
-    return Ownership(num_owners, owned, stacks, shares.owners, shares.work_ratio)
+    shares, owned, stacks, lots, parts = best
+    owners, work_ratio = shares.owners, shares.work_ratio
+    if max(parts, default=1) > 1:
+        owners, work_ratio = among_carriers(lots, parts, owners, num_owners)
+    return Ownership(
+        num_owners, owned, stacks, owners, parts, shares.owners, work_ratio
+    )
+
+
+def _parts(
+    stacks: tuple[Stack, ...], lots: list[Lot], num_workers: int
+) -> tuple[int, ...]:
+    """In how many blocks of rows the matrices of each stack are sent.
+
+    The fewest that are equal and of no more than a worker's share of all bytes, if
+    twice as many as that takes will do. Compressors that aren't symmetric see whole
+    columns.
+    """
+    total = sum(lot.count * lot.num_bytes for lot in lots)
+    parts = []
+    for stack, lot in zip(stacks, lots, strict=True):
+        least = -(-lot.num_bytes * num_workers // max(total, 1))
+        fitting = [k for k in range(least, 2 * least + 1) if stack.shape[0] % k == 0]
+        cuts = lot.work and stack.worker.symmetric and stack.server.symmetric
+        parts.append(fitting[0] if fitting and cuts else 1)
+    return tuple(parts)
 
 
 def _lot(stack: Stack) -> Lot:

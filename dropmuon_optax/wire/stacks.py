@@ -5,7 +5,7 @@ number to an array (k, p, q) of the k members that move, in order; an owner's ar
 arrays (t, p, q), those that it has not being zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +94,20 @@ class Selection(NamedTuple):
         """Of each stack, whether weight decay is for it."""
         return {s: self.ownership.stacks[s].decays for s in self.tables}
 
+    @property
+    def sent(self) -> "Selection":
+        """The same as it is sent: blocks of rows as members, at who carries them."""
+        parts = self.ownership.parts
+        if max(parts, default=1) == 1:
+            return self
+        carried = self.ownership.carried
+        members = {
+            s: [j * parts[s] + i for j in own for i in range(parts[s])]
+            for s, own in self.members.items()
+        }
+        tables = {s: carried.table(s, own) for s, own in members.items()}
+        return Selection(carried, self.parts, members, tables)
+
     def columns(self, stack: int, count: Any) -> list[Array]:
         """The radius of each member (and L⁰, L¹ likewise) at step k, float32 (n, t)."""
         radii = self.ownership.stacks[stack].radii
@@ -166,16 +180,43 @@ def _rows(stack: Array, index: list[int]) -> Array:
     return stack[np.array(index, np.int32)]
 
 
+def cut(selection: Selection, stacks: Stacks) -> Stacks:
+    """Matrices (k, p, q) as their blocks of rows, those of each together."""
+    return {
+        s: x.reshape(-1, x.shape[1] // selection.ownership.parts[s], x.shape[2])
+        for s, x in stacks.items()
+    }
+
+
+def joined(selection: Selection, blocks: Stacks) -> Stacks:
+    """The inverse of `cut`."""
+    return {s: x.reshape(-1, *selection.shapes[s]) for s, x in blocks.items()}
+
+
+def blocks_of(
+    selection: Selection, numbers: Callable[[int], np.ndarray], owner: Any
+) -> dict[int, Array]:
+    """Of each stack, the numbers of an owner's matrices as those of their blocks."""
+    found = {}
+    for s in selection.tables:
+        rows, k = numbers(s), selection.ownership.parts[s]
+        blocks = rows[..., None].astype(int) * k + np.arange(k)
+        blocks = np.where(rows[..., None] == ABSENT, ABSENT, blocks)
+        blocks = blocks.reshape(len(rows), -1).astype(np.int32)
+        found[s] = jnp.asarray(blocks)[owner]
+    return found
+
+
 def of_owner(selection: Selection, stacks: Stacks, owner: Any) -> Stacks:
     """An owner's matrices, (t, p, q), of the stacks of what moves."""
     return {
-        s: _filled(x, jnp.asarray(selection.rows(s))[owner]) for s, x in stacks.items()
+        s: filled(x, jnp.asarray(selection.rows(s))[owner]) for s, x in stacks.items()
     }
 
 
 def of_owners(selection: Selection, stacks: Stacks) -> Stacks:
     """All owners' matrices, (n, t, p, q)."""
-    return {s: _filled(x, selection.rows(s)) for s, x in stacks.items()}
+    return {s: filled(x, selection.rows(s)) for s, x in stacks.items()}
 
 
 def from_owners(selection: Selection, owned: Stacks) -> Stacks:
@@ -188,7 +229,7 @@ def from_owners(selection: Selection, owned: Stacks) -> Stacks:
     return stacks
 
 
-def _filled(x: Array, index: Any) -> Array:
+def filled(x: Array, index: Any) -> Array:
     """Rows of `x`; zero past the end."""
     return x.at[index].get(mode="fill", fill_value=0)
 
@@ -210,7 +251,7 @@ def take(selection: Selection, whole: Stacks, owner: Any) -> Stacks:
             taken[s] = whole[s]
         else:
             places = jnp.asarray(selection.places(s))[owner]
-            taken[s] = _filled(whole[s], places)
+            taken[s] = filled(whole[s], places)
     return taken
 
 

@@ -80,11 +80,13 @@ PROGRAMS = {
     },
     "ef21_muon.__main__ bytes": {
         "--trees": CHOICE, "--workers": POSITIVE, "--compressors": CHOICE,
-        "--output": FOLDER,
+        "--pairs": ["x", "natural/x", ""], "--topologies": CHOICE,
+        "--devices": POSITIVE, "--output": FOLDER,
     },
     "ef21_muon.__main__ cost": {
         "--pairs": ["x", "natural/x", ""], "--preset": CHOICE, "--seed": SEED,
         "--batch-size": POSITIVE, "--length": POSITIVE, "--rounds": POSITIVE,
+        "--of": CHOICE,
     },
     "ef21_muon.__main__ losses": {
         "--pairs": ["x", "natural/x", ""], "--rates": RATE, "--seeds": SEED,

@@ -1,6 +1,7 @@
 """`python -m benchmarks.ef21_muon`: its lines, tables and pictures."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -38,6 +39,20 @@ def test_bytes_are_counted_alike_before_and_after_the_compiler(tmp_path, capsys)
     np.testing.assert_allclose(ef21_bytes.saving(same), 32 / 9)
     assert "4 counts of both, 0 differ" in capsys.readouterr().out
     assert (tmp_path / "ef21_muon_bytes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nodes_send_to_each_other_what_devices_would(tmp_path, capsys):
+    arguments = ["bytes", "--trees", "nano", "--pairs", "natural/same"]
+    arguments += ["--topologies", "owner", "relays", "--output", str(tmp_path)]
+    assert ef21_muon.main([*arguments, "--workers", "4"]) == 0
+    assert ef21_muon.main([*arguments, "--workers", "4", "--devices", "2"]) == 0
+    alone, with_relays, nodes, nodes_with_relays = lines(tmp_path, "bytes")
+    for ours, its in ((alone, nodes), (with_relays, nodes_with_relays)):
+        assert ours["bytes_per_step_within"] == 0 < its["bytes_per_step_within"]
+        sent = its["bytes_per_step"] - ours["bytes_per_step"]
+        assert 0 <= sent <= 64  # padding, to split letters and blocks evenly
+    table = capsys.readouterr().out
+    assert re.search(r"\| relays +\| +4 × 2 \|", table)
 
 
 def test_the_model_of_the_paper_has_the_table_that_we_know():
@@ -132,3 +147,12 @@ def test_a_run_is_compared_with_dense_ones_of_its_size_alone():
     )
     assert reference([other, dense, own], own) == dense
     assert own.label == "natural/same, initial gradient"
+    long, longer, alone = groups_of(
+        [
+            run("identity/dense", num_steps=900),
+            run("natural/same", num_steps=900),
+            run("natural/same", num_steps=400),
+        ]
+    )
+    assert reference([dense, long, longer, alone], longer) == long
+    assert reference([dense, long, longer, alone], alone) == dense
