@@ -172,11 +172,12 @@ class _Memories:
 def _of_leaf(state: Any, i: int, tree: Any) -> _Memories:
     path = list(paths(tree))[i]
     server, G = state.server, state.server._replace(X=state.server.G)
+    none = jax.tree.leaves(state.G_j)[i][0]  # of a leaf without entries nobody owns one
     return _Memories(
         None if state.momentum is None else jax.tree.leaves(state.momentum)[i],
         jax.tree.leaves(state.G_j)[i],
-        iterate(G)[path],
-        None if server.X is None else iterate(server)[path],
+        iterate(G).get(path, none),
+        None if server.X is None else iterate(server).get(path, none),
     )
 
 
