@@ -22,9 +22,9 @@ def read(paths: Iterable[Path]) -> list[Test]:
 
 
 def that_run(tests: list[Test], file: str, lines: range) -> list[Test]:
-    """Those that run one of the lines; where none does, those that run the file.
+    """Those that run one of the lines; or else those that run the file; or else all.
 
-    Such lines run when their module is imported.
+    Such lines, or files, run when their module is imported.
     """
     some = [test for test in tests if set(lines) & set(test.files.get(file, ()))]
-    return some or [test for test in tests if file in test.files]
+    return some or [test for test in tests if file in test.files] or tests

@@ -34,4 +34,4 @@ def test_the_quickest_tests_of_a_line_come_first(tmp_path: Path):
     ]
     # Line 1 runs at import alone: every test of the file may see it.
     assert len(killers.that_run(tests, "a.py", range(1, 2))) == 3
-    assert killers.that_run(tests, "b.py", range(1, 2)) == []
+    assert killers.that_run(tests, "b.py", range(1, 2)) == tests
