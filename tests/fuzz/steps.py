@@ -191,7 +191,8 @@ def check_momentum(
     bad = ~(np.abs(mean) <= float(jnp.finfo(dtype).max))
     claim(not np.isfinite(held[bad]).any(), "the momentum of NaN is a number")
     off = np.abs(held[~bad] - mean[~bad]) - _bottom(dtype)
-    room = 4 * float(jnp.finfo(dtype).eps) * np.abs(mean[~bad])
+    size = beta * np.abs(old) + (1 - beta) * np.abs(new)  # they may cancel
+    room = 4 * float(jnp.finfo(dtype).eps) * size[~bad]
     claim((off <= room).all(), "the momentum")
 
 
