@@ -2,7 +2,7 @@
 
 Claim: for every line of `GUARDS` a test fails when the code that it guards is gone.
 
-Command: python -m benchmarks.trust.guards [--points "half of Shakespeare"]
+Command: python -m benchmarks.trust.guards [--points "no state"]
 Device: a CPU; ten seconds of a core for each. Needs `pip install -e ".[test]"`.
 Expected: all are noticed; the README beside this file lists them.
 

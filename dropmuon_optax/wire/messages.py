@@ -42,22 +42,23 @@ def write(
     Returns:
       Rows of bytes for each stack, and the memory after it.
     """
-    members, places = selection.sent.members, selection.sent.members
-    if owner is not None:
+    if owner is None:
+        sent = selection.sent.members
+        members = places = {s: jnp.asarray(each, jnp.int32) for s, each in sent.items()}
+    else:
         members = blocks_of(selection, selection.by_owner, owner)
         places = blocks_of(selection, selection.places, owner)
     rows, after = {}, dict(memory)
     for s, x in cut(selection, stacks).items():
-        of_stack, which = jax.random.fold_in(key, s), jnp.asarray(members[s], jnp.int32)
-        keys = jax.vmap(lambda j, k=of_stack: jax.random.fold_in(k, j))(which)
-        place = jnp.asarray(places[s], jnp.int32)
+        of_stack = jax.random.fold_in(key, s)
+        keys = jax.vmap(lambda j, k=of_stack: jax.random.fold_in(k, j))(members[s])
         state = jax.tree.map(
-            lambda rows, j=place: rows.at[j].get(mode="clip"), memory.get(s, ())
+            lambda rows, j=places[s]: rows.at[j].get(mode="clip"), memory.get(s, ())
         )
         rows[s], state = encode(compressors[s], x, state, keys)
         if s in memory:
             after[s] = jax.tree.map(
-                lambda old, new, j=place: old.at[j].set(new, mode="drop"),
+                lambda old, new, j=places[s]: old.at[j].set(new, mode="drop"),
                 memory[s],
                 state,
             )

@@ -14,7 +14,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", *sorted(BENCHMARKS.rglob("README.md"))]
 PAGES += [
-    p for p in sorted((ROOT / "docs").rglob("*.md")) if "python -m" in p.read_text()
+    p
+    for p in sorted((ROOT / "docs").rglob("*.md"))
+    if "python -m benchmarks" in p.read_text()
 ]
 MODULES = sorted(BENCHMARKS.rglob("*.py"))
 
