@@ -223,8 +223,12 @@ def penalty(group: Group, dense: Group) -> float:
 
 
 def plot(entries: Entries, sent: Sent | None = None) -> Figure:
-    """Loss at X against bytes, and every pair's end: penalty against saving."""
+    """Loss at X against bytes, and every pair's end: penalty against saving.
+
+    Without runs that begin at the first gradient, which lie on the others.
+    """
     sent = sent or known_sent()
+    entries = [run for run in entries if run["initial"] == "zeros"]
     groups = [g for g in groups_of(entries) if sent.knows(g.entries[0])]
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)

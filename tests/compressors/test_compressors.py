@@ -72,6 +72,18 @@ def test_selection_keeps_exactly_k_and_the_first_of_equals(rows):
         np.testing.assert_array_equal(bitmap, np.packbits(_mask(order, rows), axis=0))
 
 
+def test_long_columns_of_equals_with_odd_bits_go_by_position():
+    odd = np.nextafter(np.float32(1), np.float32(2))
+    x = jnp.full((2**16 + 8, 1), odd)
+    kept = np.unpackbits(selection.largest(x, 3), axis=0)[:, 0]
+    np.testing.assert_array_equal(np.flatnonzero(kept), [0, 1, 2])
+
+
+def test_a_columns_number_is_as_narrow_as_it_can_be():
+    assert ColumnTopK(1 / 256).num_bits((3, 256)) == 3 * 32 + 8
+    assert ColumnTopK(1 / 257).num_bits((3, 257)) == 3 * 32 + 16
+
+
 def _mask(index, rows):
     mask = np.zeros((rows, index.shape[1]), bool)
     np.put_along_axis(mask, index, True, 0)

@@ -316,6 +316,10 @@ def test_a_convolution_before_the_head_is_one():
         ("x/to_out/kernel", (8, 64, 64), "hidden", "guess"),
         ("local/kernel", (32, 32, 144, 4), "conv", "guess"),  # linen's ConvLocal
         ("embedding/kernel", (16, 16, 3, 64), "conv", "shape"),
+        ("block/mix/kernel", (11, 11, 8, 64), "conv", "shape"),
+        ("block/mix/kernel", (12, 12, 8, 64), "conv", "guess"),
+        ("block/mix/kernel", (3, 3, 1, 64), "depthwise", "guess"),
+        ("block/mix/kernel", (3, 3, 1, 63), "conv", "guess"),
         ("time_decay", (8, 64), "vector", "name"),
         ("log_std", (1, 4), "vector", "name"),
         ("registers", (4, 64), "embedding", "name"),

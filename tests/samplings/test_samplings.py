@@ -380,6 +380,7 @@ def test_other_steps_are_refused(step):
         (lambda: Staged(((0, Full()), (3, Full()), (2, Full()))), "in order"),
         (lambda: Staged(((0, Nice(1)),)), "nested, got Nice"),
         (lambda: EpochShift(10, math.inf), "`alpha` must be in"),
+        (lambda: EpochShift(10, -math.inf), "`alpha` must be in"),
         (lambda: LinearShift(-1), "`num_steps` must be a whole number"),
         (lambda: samplings.Periodic(0), "`period` must be a whole number of at least"),
         (lambda: Grown(()), "the first step of the first one 0"),
