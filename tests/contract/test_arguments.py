@@ -335,3 +335,18 @@ def test_optax_schedules_are_schedules():
 
 def test_describe_says_that_a_radius_is_a_schedule():
     assert dm.describe(radii(schedule), TREE).count("  schedule  ") == 2
+
+
+def test_an_infinite_learning_rate_is_refused():
+    for make in (dm.gluon, dm.muon, dm.scion):
+        with pytest.raises(ValueError, match="`learning_rate` must be in"):
+            make(math.inf)
+
+
+def test_momentum_is_nine_tenths_where_nothing_else_is_said():
+    first = {"kernel": jnp.full((2, 3), 4.0)}
+    tx = dm.scale_by_momentum()
+    _, state = tx.update(first, tx.init(first), first)
+    updates, _ = tx.update({"kernel": jnp.zeros((2, 3))}, state, first)
+    start = 0.1 * 4.0  # (1 − β)·4, from a buffer of zeros
+    np.testing.assert_allclose(updates["kernel"], 0.9 * start, rtol=1e-6)
