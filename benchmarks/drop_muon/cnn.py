@@ -40,12 +40,12 @@ from benchmarks.common.options import (
     refusing,
     seed,
 )
+from benchmarks.common.sources import SOURCES
 from benchmarks.drop_muon import methods as drop_methods
 from benchmarks.drop_muon import report
 from benchmarks.drop_muon.methods import METHODS, Method, Plan, Programs
 from benchmarks.models import cnn
 
-IMAGE_SETS = ["mnist", "fashion_mnist", "cifar10"]
 WAYSIDE_IMAGES = 5_000  # of validation, read on the way; at the end all are read
 WAYSIDE_TRAIN_IMAGES = 1_000
 
@@ -199,7 +199,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "benchmarks.drop_muon.cnn",
         "Trains a CNN with Muon and Drop-Muon by two protocols.",
     )
-    parser.add_argument("--data", nargs="+", choices=data.DATASETS, default=IMAGE_SETS)
+    parser.add_argument("--data", nargs="+", choices=data.DATASETS, default=[*SOURCES])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2])
     parser.add_argument("--steps", type=count, default=1000, help="0: not protocol (i)")

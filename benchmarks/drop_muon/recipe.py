@@ -38,12 +38,12 @@ from benchmarks.common.options import (
     refusing,
     seed,
 )
+from benchmarks.common.sources import SOURCES
 from benchmarks.drop_muon import recipe_costs, recipe_report, recipe_steps, recipes
 from benchmarks.drop_muon.recipe_steps import Network
 from benchmarks.drop_muon.recipes import METHODS, Method, Plan
 from benchmarks.models import cnn
 
-IMAGE_SETS = ["mnist", "fashion_mnist", "cifar10"]
 UNITS = ["s", "FLOPs", "steps"]
 
 
@@ -133,7 +133,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "benchmarks.drop_muon.recipe",
         "Trains a CNN with Muon, Drop-Muon on kept outputs, and controls.",
     )
-    parser.add_argument("--data", nargs="+", choices=data.DATASETS, default=IMAGE_SETS)
+    parser.add_argument("--data", nargs="+", choices=data.DATASETS, default=[*SOURCES])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2, 3, 4])
     parser.add_argument("--budgets", nargs="+", type=rate, default=[4.0, 8.0, 16.0])
